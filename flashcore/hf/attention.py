@@ -1,0 +1,107 @@
+"""``flashcore.attention`` in the shape transformers wants, and its registration."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .. import backends, masks
+from ..api import attention
+from ..spec import AttentionSpec
+from .masks import CallMask, call_mask
+
+#: arguments some models pass whose effect flashcore does not have: refused, never ignored
+UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "cache")
+
+
+def register(name: str = "flashcore", backend: str = "auto") -> None:
+    """Offer flashcore to transformers under ``name``; calling it again changes nothing.
+
+    Args:
+        name: what to pass as ``attn_implementation``.
+        backend: a backend of ``flashcore.attention``; "auto" chooses per call.
+
+    Raises:
+        ValueError: for an unknown backend.
+
+    >>> register()
+    >>> from transformers import LlamaConfig, LlamaModel
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                      num_attention_heads=2, attn_implementation="flashcore")
+    >>> LlamaModel(config)(torch.tensor([[1, 2, 3]])).last_hidden_state.shape
+    torch.Size([1, 3, 8])
+    """
+    if backend != "auto" and backend not in backends.NAMES:
+        raise ValueError(f"unknown attention backend {backend!r}; choose auto or one of {', '.join(backends.NAMES)}")
+    AttentionInterface.register(name, functools.partial(attention_layer, backend=backend))
+    AttentionMaskInterface.register(name, call_mask)
+
+
+def attention_layer(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: CallMask | torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    backend: str = "auto",
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run one attention layer of a transformers model.
+
+    Args:
+        query: [batch, heads, n, d]. key, value: [batch, kv_heads, m, d], the cache included.
+        attention_mask: what ``call_mask`` built; a bool or additive 4-D tensor that the caller made; or None.
+
+    Returns:
+        (output [batch, n, heads, d], None): attention weights are never formed.
+
+    Raises:
+        ValueError: for attention dropout.
+        NotImplementedError: for inputs whose effect flashcore does not have.
+    """
+    refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if refused or kwargs.get("output_attentions"):
+        raise NotImplementedError(f"flashcore does not support {refused or 'output_attentions'}; use 'eager' for this model")
+    if dropout:
+        raise ValueError(
+            f"flashcore has no attention dropout, received {dropout}: set the config's attention dropout to 0 or call model.eval()"
+        )
+    if isinstance(attention_mask, CallMask):
+        spec, keys = attention_mask.spec, attention_mask.keys
+        if key.shape[2] > keys:
+            key, value = key[:, :, :keys], value[:, :, :keys]
+    else:
+        causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+        spec = AttentionSpec(causal=causal, window=sliding_window if causal else None)
+        if attention_mask is not None:
+            spec = AttentionSpec(mask=masks.from_dense(allowed_pairs(attention_mask, key.shape[2])))
+    if torch.is_autocast_enabled(query.device.type):
+        # Under autocast RoPE leaves queries and keys in fp32 beside half-precision values.
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    spec = dataclasses.replace(spec, scale=scaling, softcap=softcap)
+    out = attention(query, key, value, spec, backend)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def allowed_pairs(mask: torch.Tensor, keys: int) -> torch.Tensor:
+    """Read a 4-D mask [batch, heads or 1, n, >= keys] as bool: True, or an additive 0, may attend.
+
+    Raises:
+        NotImplementedError: for an additive mask that holds more than 0 and a large negative number, a bias.
+    """
+    mask = mask[..., :keys]
+    if mask.dtype == torch.bool:
+        return mask
+    allowed = mask == 0
+    if not bool((allowed | (mask <= -1e4)).all()):
+        raise NotImplementedError("flashcore has no additive attention bias: give a mask of 0 and -inf, or use 'eager'")
+    return allowed

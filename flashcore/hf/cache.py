@@ -1,0 +1,99 @@
+"""A KV cache for plain ``generate`` that is written in place instead of being copied on every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """A full-attention layer whose keys and values are views of buffers with room to grow.
+
+    The stock layer concatenates: with 8K tokens in the cache each new token copies them all, which on a CPU costs
+    more than attending to them. Under autograd it falls back to concatenation.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [batch, kv_heads, n, d] keys and values; return all of them, [batch, kv_heads, m, d]."""
+        if torch.is_grad_enabled() and key_states.requires_grad:
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        total = held + key_states.shape[2]
+        keys, values = self.room_for(total, held, key_states, value_states)
+        keys[:, :, held:total] = key_states
+        values[:, :, held:total] = value_states
+        self.keys, self.values = keys[:, :, :total], values[:, :, :total]
+        return self.keys, self.values
+
+    def room_for(
+        self, total: int, held: int, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return buffers that hold the first ``held`` tokens and have room for ``total``."""
+        if self.buffers is not None and self.owns_keys(self.buffers[0]) and self.buffers[0].shape[2] >= total:
+            return self.buffers
+        # Grow by an eighth: each token is copied about eight times over a long generation, and at most an eighth of
+        # the memory stands empty.
+        size = max(self.capacity, total + max(256, total // 8)) if held else max(self.capacity, total)
+        fresh = []
+        for old, new in ((self.keys, key_states), (self.values, value_states)):
+            buffer = new.new_empty(*new.shape[:2], size, new.shape[3])
+            if held:
+                buffer[:, :, :held] = old
+            fresh.append(buffer)
+        self.buffers = (fresh[0], fresh[1])
+        return self.buffers
+
+    def owns_keys(self, buffer: torch.Tensor) -> bool:
+        """Say whether ``keys`` still is the start of the buffer: reordering beams replaces it by a copy."""
+        if self.keys is None or self.keys.numel() == 0:
+            return self.get_seq_length() == 0 and buffer.shape[0] == 0
+        return self.keys.data_ptr() == buffer.data_ptr() and self.keys.shape[:2] == buffer.shape[:2]
+
+    def reset(self) -> None:
+        """Forget all tokens and free the buffers."""
+        super().reset()
+        self.buffers = None
+
+    def offload(self) -> None:
+        """Move the tokens to the CPU; the buffers are built anew on the next update."""
+        super().offload()
+        self.buffers = None
+
+
+class GrowingCache(DynamicCache):
+    """``DynamicCache`` with in-place growth in its full-attention layers; sliding layers stay as they are.
+
+    Args:
+        config: the model's config: layer kinds (full, sliding) are read from it.
+        capacity: tokens to reserve at once, prompt and answer together; 0 = grow as needed.
+    """
+
+    def __init__(self, config: PreTrainedConfig, capacity: int = 0) -> None:
+        if capacity < 0:
+            raise ValueError(f"capacity counts tokens and cannot be negative, received {capacity}")
+        super().__init__(config=config)
+        self.layer_class_to_replicate = None
+        self.layers = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return the physical bytes a cache holds in keys and values, reserved room included."""
+    total = 0
+    for layer in cache.layers:
+        for tensor in getattr(layer, "buffers", None) or (layer.keys, layer.values):
+            if tensor is not None:
+                # A sliding layer keeps a slice of a longer tensor: what is held is the storage behind it.
+                total += tensor.untyped_storage().nbytes()
+    return total
