@@ -19,7 +19,7 @@ venv: ## build or refresh .venv (the other targets do it themselves)
 	    'import longscope, os, sys; sys.exit(not os.path.samefile(longscope.__file__, "longscope.py"))' \
 	    2>/dev/null; then exit 0; fi; \
 	set -e; \
-	rm -f $(STAMP); \
+	rm -f $(STAMP) $(VENV)/pip.exit; \
 	if [ -d $(VENV) ] && ! { grep -qF -e '-m venv $(CURDIR)/$(VENV)' $(VENV)/pyvenv.cfg \
 	    && $(RUN) pip --version; } >/dev/null 2>&1; then \
 	    echo "$(VENV) is broken or belongs to another folder: building it anew"; rm -rf $(VENV); fi; \

@@ -56,9 +56,7 @@ def read_document(reference: str | os.PathLike[str]) -> Document:
     if path.exists():
         raise OSError(f"{name} is not a regular file")
     known = ", ".join(_collections())
-    raise FileNotFoundError(
-        f"no file {name!r}, and the catalog has no document of that name (its documents: {known})"
-    )
+    raise FileNotFoundError(f"no file {name!r}, and the catalog has no document of that name (its documents: {known})")
 
 
 def documents(collection: str) -> list[str]:
@@ -71,9 +69,7 @@ def documents(collection: str) -> list[str]:
         OSError: the data set cannot be fetched.
     """
     if collection not in _collections():
-        raise ValueError(
-            f"unknown collection {collection!r}; the collections are {', '.join(_collections())}"
-        )
+        raise ValueError(f"unknown collection {collection!r}; the collections are {', '.join(_collections())}")
     files = _files(collection)
     return [collection] if len(files) == 1 else [f"{collection}/{_short_name(file)}" for file in files]
 
@@ -134,15 +130,11 @@ def _read_member(collection: str, member: str) -> Document:
     if len(found) == 1:
         name = f"{collection}/{_short_name(found[0])}"
         year, names = _president(found[0])
-        return Document(
-            name, f"{title} {year}, {' '.join(names)}", readers.decode(name, found[0].read_bytes())
-        )
+        return Document(name, f"{title} {year}, {' '.join(names)}", readers.decode(name, found[0].read_bytes()))
     if found:
         names = [f"{collection}/{_short_name(file)}" for file in found]
         raise ValueError(f"{collection}/{member} means {len(found)} documents; name one: {', '.join(names)}")
     near = [file for file in files if member and file.name.startswith(member[:4])] or [files[0], files[-1]]
-    problem = (
-        f"no document {member!r} in {collection}" if member else f"{collection} holds {len(files)} documents"
-    )
+    problem = f"no document {member!r} in {collection}" if member else f"{collection} holds {len(files)} documents"
     names = [f"{collection}/{_short_name(file)}" for file in near]
     raise ValueError(f"{problem}; name one of {len(files)}, such as {' or '.join(names)}")

@@ -1,4 +1,4 @@
-"""Hugging Face repositories: files stay in the Hugging Face cache, shared with other programs, and are linked."""
+"""Hugging Face repositories: files stay in the Hugging Face cache, which programs share; we link them."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def link_snapshot(name: str, source: Source, content: Path, fresh: bool) -> dict
     snapshot = None if fresh else _cached(repository, source.revision)
     if snapshot is None:
         snapshot = _download(name, source, cache)
+    pinned = dict(entry.split() for entry in source.sha256)
     for file in sorted(path for path in snapshot.rglob("*") if path.is_file()):
         relative = file.relative_to(snapshot)
         if _wanted(relative.as_posix(), source):
-            _check(file)
+            _check(file, pinned.get(relative.as_posix()))
             (content / relative).parent.mkdir(parents=True, exist_ok=True)
             (content / relative).symlink_to(file)
     return {"repo": source.repo, "revision": source.revision, "commit": snapshot.name}
@@ -94,15 +95,9 @@ def _download(name: str, source: Source, cache: Path) -> Path:
             commits = [commit.commit_id for commit in HfApi().list_repo_commits(source.repo)]
             revision = next((commit for commit in commits if commit.startswith(revision)), revision)
         info = HfApi().model_info(source.repo, revision=revision, files_metadata=True)
-        sizes = {
-            file.rfilename: file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename, source)
-        }
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename, source)}
         if any(file.endswith(".safetensors") for file in sizes):
-            sizes = {
-                file: size
-                for file, size in sizes.items()
-                if not fnmatch.fnmatchcase(file, "pytorch_model*.bin*")
-            }
+            sizes = {file: size for file, size in sizes.items() if not fnmatch.fnmatchcase(file, "pytorch_model*.bin*")}
         cache.mkdir(parents=True, exist_ok=True)
         note(f"fetching {name} from the hub repository {source.repo}: {len(sizes)} files")
         with room(cache, sum(sizes.values()), source.repo, "set HF_HOME to a folder on another disk"):
@@ -114,12 +109,19 @@ def _download(name: str, source: Source, cache: Path) -> Path:
         raise SourceError(f"tried the hub repository {source.repo} at {source.revision}: {first}") from error
 
 
-def _check(file: Path) -> None:
-    """Compare a large file with its sha256, the name that the cache stores it under; drop a damaged one."""
+def _check(file: Path, pinned: str | None) -> None:
+    """Compare a file with the sha256 pinned for it and, if large, with the one that the hub gave.
+
+    The cache stores a large file under that sha256. A damaged one is dropped, so that the next try replaces it.
+    """
     blob = file.resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name) and (received := sha256(blob)) != blob.name:
+    given = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
+    received = sha256(blob) if given or pinned else None
+    if given not in (None, received):
         blob.unlink()
         raise SourceError(
-            f"{file.name} in the Hugging Face cache is damaged: expected sha256 {blob.name}, "
-            f"received {received}; it was removed, so fetch again"
+            f"{file.name} in the Hugging Face cache is damaged: expected sha256 {given}, received {received}; "
+            "it was removed, so fetch again"
         )
+    if pinned not in (None, received):
+        raise SourceError(f"{file.name} is not the pinned version: expected sha256 {pinned}, received {received}")

@@ -117,9 +117,7 @@ def _refuse_binary(name: str, data: bytes) -> None:
     """Refuse content that is no text in any encoding."""
     for magic, what in _MAGIC:
         if data.startswith(magic):
-            raise ValueError(
-                f"{name} is not a text file: it looks like {what}; give .txt, .md, .html or .pdf"
-            )
+            raise ValueError(f"{name} is not a text file: it looks like {what}; give .txt, .md, .html or .pdf")
     sample = data[: 1 << 20]
     controls = len(sample) - len(sample.translate(None, _CONTROL))
     # One stray control character is an oddity; a NUL or one in a hundred is another kind of file.
@@ -142,9 +140,7 @@ def _need(module: str, package: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"reading {name} needs {package}; install it with: pip install 'longscope[read]'"
-        ) from error
+        raise ImportError(f"reading {name} needs {package}; install it with: pip install 'longscope[read]'") from error
 
 
 def _html(name: str, data: bytes) -> tuple[str, str]:
@@ -173,7 +169,7 @@ def _html(name: str, data: bytes) -> tuple[str, str]:
 
 
 def _flow(page: Any) -> str:
-    """Join a page's strings as a browser would: white space collapses except in ``<pre>``, marks break lines."""
+    """Join a page's strings as a browser would: white space collapses except in ``<pre>``; marks break."""
     kept = {id(string) for pre in page(("pre", "textarea")) for string in pre.strings}
     flow: list[str] = []
     for string in page.strings:

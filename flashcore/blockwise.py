@@ -121,9 +121,7 @@ def tiles(q: torch.Tensor, k: torch.Tensor, problem: Problem, queries: slice) ->
         yield Tile(queries, keys, scores)
 
 
-def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (out [batch, heads, n, dv], lse [batch, heads, n] fp32; -inf and zeros for rows that see nothing)."""
     rows = grouped(q, k.shape[1])
     compute = accumulation_dtype(q)
@@ -157,7 +155,12 @@ def backward(
     """Return (dq, dk, dv) for ``grad`` [batch, heads, n, dv], recomputing the score tiles."""
     q, k, v, out, lse = saved
     compute, kv_heads = accumulation_dtype(q), k.shape[1]
-    rows, grads, outs, lses = grouped(q, kv_heads), grouped(grad, kv_heads), grouped(out, kv_heads), grouped(lse, kv_heads)
+    rows, grads, outs, lses = (
+        grouped(q, kv_heads),
+        grouped(grad, kv_heads),
+        grouped(out, kv_heads),
+        grouped(lse, kv_heads),
+    )
     dq = torch.zeros_like(rows, dtype=compute)
     dk, dv = torch.zeros_like(k, dtype=compute), torch.zeros_like(v, dtype=compute)
     for queries in query_blocks(q.shape[2]):
@@ -187,9 +190,7 @@ class TiledAttention(torch.autograd.Function):
     """Autograd node of a dense problem; saves q, k, v, out and the log-sum-exp, never scores."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem
-    ) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
         out, lse = forward(q, k, v, problem)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.problem = problem

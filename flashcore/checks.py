@@ -23,7 +23,9 @@ def check_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Attentio
         if tensor.dtype != q.dtype:
             raise TypeError(f"q, k and v must share one dtype, received q {q.dtype} and {name} {tensor.dtype}")
         if tensor.device != q.device:
-            raise ValueError(f"q, k and v must be on one device, received q on {q.device} and {name} on {tensor.device}")
+            raise ValueError(
+                f"q, k and v must be on one device, received q on {q.device} and {name} on {tensor.device}"
+            )
     if not q.is_floating_point():
         raise TypeError(f"attention needs floating-point tensors, received {q.dtype}")
     if k.shape != v.shape and k.shape[:3] != v.shape[:3]:
@@ -44,7 +46,7 @@ def check_lengths(name: str, lengths: torch.Tensor, batch: int, size: int) -> No
     """Refuse per-row lengths of the wrong shape, dtype or (on CPU, where looking is free) range."""
     if lengths.shape != (batch,) or lengths.is_floating_point():
         raise ValueError(f"{name} must be integers [{batch}], received {lengths.dtype} {list(lengths.shape)}")
-    if lengths.device.type == "cpu" and batch and not (0 <= int(lengths.min()) and int(lengths.max()) <= size):
+    if lengths.device.type == "cpu" and batch and not (int(lengths.min()) >= 0 and int(lengths.max()) <= size):
         raise ValueError(f"{name} must lie in 0..{size}, received {lengths.tolist()}")
 
 

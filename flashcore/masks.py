@@ -26,9 +26,7 @@ def window(left: int, right: int = 0, offset: int = 0) -> MaskFunction:
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
 
-    def within(
-        batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-    ) -> torch.Tensor:
+    def within(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         distance = key - (query + offset)
         return (distance >= -left) & (distance <= right)
 

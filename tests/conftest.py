@@ -39,9 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Drop the placeholder that pytest makes (and skips) for a parity test without fixture files."""
-    empty = [
-        item for item in items if "golden_file" in getattr(item, "fixturenames", ()) and _has_no_file(item)
-    ]
+    empty = [item for item in items if "golden_file" in getattr(item, "fixturenames", ()) and _has_no_file(item)]
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [item for item in items if item not in empty]

@@ -67,21 +67,29 @@ def refuse_unsupported(q: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) ->
 
 
 def cache_call(
-    kernels: ModuleType, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, options: dict[str, Any]
+    kernels: ModuleType,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    options: dict[str, Any],
 ) -> torch.Tensor:
     """Attend a few new queries to a padded cache in place: no copy, no unpadding. Forward only."""
     lengths = spec.lengths.to(q.device, torch.int32) if spec.lengths is not None else None
     if spec.left_padded and lengths is not None:
         options["cache_leftpad"] = k.shape[2] - lengths
         lengths = torch.full_like(lengths, k.shape[2])
-    out = kernels.flash_attn_with_kvcache(
-        *(x.transpose(1, 2) for x in (q, k, v)), cache_seqlens=lengths, **options
-    )
+    out = kernels.flash_attn_with_kvcache(*(x.transpose(1, 2) for x in (q, k, v)), cache_seqlens=lengths, **options)
     return out.transpose(1, 2)
 
 
 def padded_call(
-    kernels: ModuleType, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, options: dict[str, Any]
+    kernels: ModuleType,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    options: dict[str, Any],
 ) -> torch.Tensor:
     """Unpad, run the varlen kernel, pad again."""
     n, m = q.shape[2], k.shape[2]

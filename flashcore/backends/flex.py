@@ -35,8 +35,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
     block_mask = None
     if mask is not None:
         block_mask = create_block_mask(mask, q.shape[0], q.shape[1] if spec.mask else None, n, m, device=str(q.device))
-    kernel = compiled(flex_attention) if q.device.type == "cuda" else flex_attention
-    out: torch.Tensor = kernel(
+    run: Any = flex_attention
+    out: torch.Tensor = (compiled(run) if q.device.type == "cuda" else run)(
         q,
         k,
         v,

@@ -34,9 +34,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
     return (weights @ values).to(q.dtype)
 
 
-def visible(
-    spec: AttentionSpec, batch: int, heads: int, n: int, m: int, device: torch.device
-) -> torch.Tensor:
+def visible(spec: AttentionSpec, batch: int, heads: int, n: int, m: int, device: torch.device) -> torch.Tensor:
     """Return who sees whom, bool [batch, heads or 1, n, m]."""
     query = torch.arange(n, device=device)
     key = torch.arange(m, device=device)

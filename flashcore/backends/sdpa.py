@@ -17,7 +17,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
     """
     n, m = q.shape[2], k.shape[2]
     if spec.lengths is not None and one_call_serves(spec, n, m):
-        valid_q = valid_tokens(spec.query_lengths if spec.query_lengths is not None else spec.lengths, n, spec.left_padded)
+        valid_q = valid_tokens(
+            spec.query_lengths if spec.query_lengths is not None else spec.lengths, n, spec.left_padded
+        )
         valid_k = None if spec.causal else valid_tokens(spec.lengths, m, spec.left_padded)[:, None, None, :]
         return torch_kernel(q, k, v, spec, valid_k) * valid_q[:, None, :, None]
     parts = segments(spec, q.shape[0], n, m)
@@ -45,7 +47,11 @@ def kernel_has(spec: AttentionSpec) -> bool:
 
 
 def torch_kernel(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, allowed: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spec: AttentionSpec,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Call torch's kernel, with one query packed so that its heads share the keys of their group."""
     n, group = q.shape[2], q.shape[1] // k.shape[1]

@@ -7,12 +7,15 @@ import functools
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, modeling_utils
 
 from .. import backends, masks
 from ..api import attention
 from ..spec import AttentionSpec
 from .masks import CallMask, call_mask
+
+#: names registered so far
+REGISTERED: set[str] = set()
 
 #: arguments some models pass whose effect flashcore does not have: refused, never ignored
 UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "cache")
@@ -37,8 +40,28 @@ def register(name: str = "flashcore", backend: str = "auto") -> None:
     """
     if backend != "auto" and backend not in backends.NAMES:
         raise ValueError(f"unknown attention backend {backend!r}; choose auto or one of {', '.join(backends.NAMES)}")
+    REGISTERED.add(name)
+    skip_kernel_lookup()
     AttentionInterface.register(name, functools.partial(attention_layer, backend=backend))
     AttentionMaskInterface.register(name, call_mask)
+
+
+def skip_kernel_lookup() -> None:
+    """Keep transformers from looking for an installed or downloadable kernel called like one of our names.
+
+    It takes every attention name that contains "flash" for a build of flash-attn and refuses to construct a model
+    when it finds none. Other names still go through its own loader.
+    """
+    loader = getattr(modeling_utils, "lazy_import_flash_attention", None)
+    if loader is None or getattr(loader, "knows_flashcore", False):
+        return
+
+    @functools.wraps(loader)
+    def load_unless_ours(implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+        return None if implementation in REGISTERED else loader(implementation, *args, **kwargs)
+
+    load_unless_ours.knows_flashcore = True  # type: ignore[attr-defined]
+    modeling_utils.lazy_import_flash_attention = load_unless_ours
 
 
 def attention_layer(
@@ -70,10 +93,13 @@ def attention_layer(
     """
     refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if refused or kwargs.get("output_attentions"):
-        raise NotImplementedError(f"flashcore does not support {refused or 'output_attentions'}; use 'eager' for this model")
+        raise NotImplementedError(
+            f"flashcore does not support {refused or 'output_attentions'}; use 'eager' for this model"
+        )
     if dropout:
         raise ValueError(
-            f"flashcore has no attention dropout, received {dropout}: set the config's attention dropout to 0 or call model.eval()"
+            f"flashcore has no attention dropout, received {dropout}: "
+            "set the config's attention dropout to 0 or call model.eval()"
         )
     if isinstance(attention_mask, CallMask):
         spec, keys = attention_mask.spec, attention_mask.keys

@@ -46,13 +46,11 @@ class GrowingLayer(DynamicLayer):
         # Grow by an eighth: each token is copied about eight times over a long generation, and at most an eighth of
         # the memory stands empty.
         size = max(self.capacity, total + max(256, total // 8)) if held else max(self.capacity, total)
-        fresh = []
-        for old, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer = new.new_empty(*new.shape[:2], size, new.shape[3])
-            if held:
+        buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (key_states, value_states))
+        for buffer, old in zip(buffers, (self.keys, self.values), strict=True):
+            if held and old is not None:
                 buffer[:, :, :held] = old
-            fresh.append(buffer)
-        self.buffers = (fresh[0], fresh[1])
+        self.buffers = buffers[0], buffers[1]
         return self.buffers
 
     def owns_keys(self, buffer: torch.Tensor) -> bool:
@@ -92,7 +90,8 @@ def cache_bytes(cache: Cache) -> int:
     """Return the physical bytes a cache holds in keys and values, reserved room included."""
     total = 0
     for layer in cache.layers:
-        for tensor in getattr(layer, "buffers", None) or (layer.keys, layer.values):
+        tensors = getattr(layer, "buffers", None) or (getattr(layer, "keys", None), getattr(layer, "values", None))
+        for tensor in tensors:
             if tensor is not None:
                 # A sliding layer keeps a slice of a longer tensor: what is held is the storage behind it.
                 total += tensor.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""The house rules of CONTRIBUTING.md that a machine can check; each checker also meets a breach of its rule."""
+"""The house rules of CONTRIBUTING.md that a machine can check; each checker also meets a breach."""
 
 import ast
 import re
@@ -17,14 +17,10 @@ ATTENTION = re.compile(
 )
 #: split, so that this file does not contain what it looks for
 WORDS = {
-    "unfinished work": re.compile(
-        "|".join(rf"\b{a}{b}\b" for a, b in [("TO", "DO"), ("FIX", "ME"), ("XX", "X")])
-    ),
+    "unfinished work": re.compile("|".join(rf"\b{a}{b}\b" for a, b in [("TO", "DO"), ("FIX", "ME"), ("XX", "X")])),
     "remote code": re.compile(r"trust_remote_code\s*=\s*" + "True"),
     "a machine's path": re.compile("/" + r"work/|/(?:home|Users)/\w+/|/root" + "/"),
-    "a registry's address": re.compile(
-        "/" + r"simple/|\b" + r"registry\.\w+\.\w|pypi\." + r"org|python" + "hosted"
-    ),
+    "a registry's address": re.compile("/" + r"simple/|\b" + r"registry\.\w+\.\w|pypi\." + r"org|python" + "hosted"),
 }
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".sh", ".cpp", ".cfg", ".ini", ""}
 
@@ -60,7 +56,7 @@ def foreign_attention(path: str, source: str) -> Iterator[str]:
             words = [node.attr] if isinstance(node, ast.Attribute) else [getattr(node, "id", "")]
         used = next((word for word in words if isinstance(word, str) and ATTENTION.fullmatch(word)), None)
         if used:
-            yield f"{path}:{node.lineno}: {used}; attention is computed by flashcore.attention alone"
+            yield f"{path}:{getattr(node, 'lineno', 0)}: {used}; attention is computed by flashcore.attention alone"
 
 
 def bad_manners(path: str, source: str) -> Iterator[str]:
@@ -75,13 +71,14 @@ def bad_manners(path: str, source: str) -> Iterator[str]:
         elif isinstance(node, ast.ExceptHandler):
             problem = handler_problem(node)
         elif isinstance(node, ast.Call | ast.Raise):
+            arguments = node.args if isinstance(node, ast.Call) else []
             called = ast.unparse(node.func if isinstance(node, ast.Call) else node.exc or ast.Name("raise"))
             if re.fullmatch(r"print|(sys\.|os\._)?exit|quit|SystemExit(\(.*\))?", called) and not door:
                 problem = f"{called}; only the front door prints and exits"
-            elif re.fullmatch(r"(contextlib\.)?suppress", called) and everything(*node.args):
+            elif re.fullmatch(r"(contextlib\.)?suppress", called) and everything(*arguments):
                 problem = "suppress of every exception"
         if problem:
-            yield f"{path}:{node.lineno}: {problem}"
+            yield f"{path}:{getattr(node, 'lineno', 0)}: {problem}"
 
 
 def everything(*caught: ast.expr | None) -> bool:
@@ -118,9 +115,7 @@ def bad_words(path: str, source: str) -> Iterator[str]:
 
 def unlisted(listed: set[str], folders: set[str]) -> Iterator[str]:
     """setuptools ships the packages that pyproject.toml lists, and nothing else."""
-    yield from (
-        f"{name}: listed in pyproject.toml, but there is no such package" for name in listed - folders
-    )
+    yield from (f"{name}: listed in pyproject.toml, but there is no such package" for name in listed - folders)
     yield from (f"{name}: has Python files, but pyproject.toml does not list it" for name in folders - listed)
 
 
@@ -135,9 +130,7 @@ def test_files_have_telling_names(sources: dict[str, str]) -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_file_holds_unfinished_work_or_what_belongs_to_one_machine(
-    root: Path, sources: dict[str, str]
-) -> None:
+def test_no_file_holds_unfinished_work_or_what_belongs_to_one_machine(root: Path, sources: dict[str, str]) -> None:
     folders = {root / path.split("/")[0] for path in sources if "/" in path} | {root / ".ci"}
     texts = [file for file in root.iterdir() if file.is_file()]
     texts += [file for folder in folders for file in folder.rglob("*") if file.is_file()]
@@ -151,9 +144,7 @@ def test_no_file_holds_unfinished_work_or_what_belongs_to_one_machine(
 
 
 def test_pyproject_lists_exactly_the_packages_there_are(sources: dict[str, str], project: dict) -> None:
-    folders = {
-        ".".join(path.split("/")[:-1]) for path in sources if "/" in path and not path.startswith("tests/")
-    }
+    folders = {".".join(path.split("/")[:-1]) for path in sources if "/" in path and not path.startswith("tests/")}
     found = list(unlisted(set(project["tool"]["setuptools"]["packages"]), folders))
     assert not found, "\n".join(found)
 

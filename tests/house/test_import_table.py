@@ -80,9 +80,7 @@ def violations(path: str, tree: ast.Module) -> list[str]:
             if item.top not in allowed:
                 found.append(f"{where}, which the import table forbids")
             private = [
-                name
-                for name in [*item.module.split("."), *item.names]
-                if name.startswith("_") and name[-1] != "_"
+                name for name in [*item.module.split("."), *item.names] if name.startswith("_") and name[-1] != "_"
             ]
             if private:
                 found.append(f"{where}: {private[0]} is private to {item.top}")

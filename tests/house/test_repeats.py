@@ -25,9 +25,7 @@ def code_lines(node: Function, source_lines: list[str]) -> int:
 def fingerprint(node: Function) -> str:
     """Write a body down so that renaming its arguments and variables makes no difference."""
     arguments = [item.arg for item in ast.walk(node.args) if isinstance(item, ast.arg)]
-    stored = [
-        item.id for item in ast.walk(node) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)
-    ]
+    stored = [item.id for item in ast.walk(node) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)]
     local = {name: f"local{number}" for number, name in enumerate(dict.fromkeys(arguments + stored))}
 
     class Rename(ast.NodeTransformer):
