@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -37,15 +38,16 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _target(folder: Path, name: str, strip: Sequence[str]) -> Path:
-    """Return where member ``name`` goes; refuse names that lead out of ``folder``."""
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name or "\0" in name:
-        raise OSError(f"archive member {name!r} would be written outside the target folder: refused")
+    """Return where member ``name`` goes; refuse names that lead out of ``folder``.
+
+    Names decide alone: ``folder`` is new and no links are ever extracted into it.
+    """
     prefix = next((prefix for prefix in strip if name.startswith(prefix)), "")
-    target = folder / name[len(prefix) :]
-    if not target.resolve().is_relative_to(folder.resolve()) or target.resolve() == folder.resolve():
+    inside = PurePosixPath(name[len(prefix) :])
+    names = (*PurePosixPath(name).parts, *inside.parts)
+    if not inside.parts or ".." in names or "/" in names or any(sign in name for sign in "\\:\0"):
         raise OSError(f"archive member {name!r} would be written outside the target folder: refused")
-    return target
+    return folder / inside
 
 
 def extract(path: Path, folder: Path, take: Sequence[str] = ("*",), strip: Sequence[str] = ()) -> list[str]:
@@ -66,7 +68,7 @@ def extract(path: Path, folder: Path, take: Sequence[str] = ("*",), strip: Seque
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as out:
                     shutil.copyfileobj(file, out, 1 << 20)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
         raise OSError(f"{path.name} is not a readable archive ({error})") from error
     return [pattern for pattern in take if pattern in matched]
 

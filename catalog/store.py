@@ -97,6 +97,8 @@ def fetch(name: str, force: bool = False) -> Path:
 def verify(name: str) -> int:
     """Compare every file of an installed model or data set with its sha256; return how many were compared.
 
+    A damaged one is not handed out again: the next ``path`` or ``fetch`` replaces it.
+
     Raises:
         ValueError: no such name, or not installed by the catalog.
         OSError: a file is missing or damaged.
@@ -121,7 +123,7 @@ def fault(row: table.Row) -> str:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["pin"] not in {source.pin for source in row.sources}:
-            return f"another version ({manifest['version']}) is installed"
+            return f"it is from another source ({manifest['source']}, version {manifest['version']})"
         if row.convert and manifest["converter"] != convert.VERSION:
             return "it was converted by an older version of this program"
         for name, entry in manifest["files"].items():
@@ -148,10 +150,11 @@ def verify_row(row: table.Row) -> int:
         received = sha256(folder / name)
         if received != entry["sha256"]:
             reason = f"{name} has sha256 {received} instead of {entry['sha256']}"
+            # Without its manifest the folder is not handed out again; the next use fetches it anew.
+            (folder / MANIFEST).unlink()
             break
     if reason:
-        restore = f"longscope fetch {row.name} --force"
-        raise OSError(f"{row.name} in {folder} is damaged: {reason}; restore it with: {restore}")
+        raise OSError(f"{row.name} in {folder} is damaged: {reason}; fetch it again: longscope fetch {row.name}")
     return len(manifest)
 
 

@@ -59,7 +59,10 @@ class Source:
     @property
     def pin(self) -> str:
         """Return a digest of everything that decides what this source installs."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        # Fields at their default stay out, so that a field added later leaves what is installed valid.
+        said = [(entry.name, getattr(self, entry.name)) for entry in fields(self)]
+        said = [pair for pair, entry in zip(said, fields(self), strict=True) if pair[1] != entry.default]
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,16 @@ class GrowingCache(DynamicCache):
     Args:
         config: the model's config: layer kinds (full, sliding) are read from it.
         capacity: tokens to reserve at once, prompt and answer together; 0 = grow as needed.
+
+    Raises:
+        ValueError: for a negative capacity.
+
+    >>> from transformers import LlamaConfig
+    >>> config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=1, head_dim=4)
+    >>> cache = GrowingCache(config, capacity=10)
+    >>> keys, values = cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), layer_idx=0)
+    >>> keys.shape, cache.get_seq_length()
+    (torch.Size([1, 1, 3, 4]), 3)
     """
 
     def __init__(self, config: PreTrainedConfig, capacity: int = 0) -> None:
@@ -87,7 +97,13 @@ class GrowingCache(DynamicCache):
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Return the physical bytes a cache holds in keys and values, reserved room included."""
+    """Return the physical bytes a cache holds in keys and values, reserved room included.
+
+    >>> cache = DynamicCache()
+    >>> _ = cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), layer_idx=0)
+    >>> cache_bytes(cache) == 2 * (2 * 3 * 4) * 4
+    True
+    """
     total = 0
     for layer in cache.layers:
         tensors = getattr(layer, "buffers", None) or (getattr(layer, "keys", None), getattr(layer, "values", None))

@@ -45,7 +45,9 @@ typedef struct {
     int threads;
 } Plan;
 
+#ifndef MAX_ITEM_ROWS
 #define MAX_ITEM_ROWS 192
+#endif
 #define SPLIT_ROWS 32                  /* with at most so many rows the keys are split */
 #define SPLIT_KEYS 512
 #define SERIAL_COST 1.5e6              /* multiply-adds below which a second thread does not pay for waking it */

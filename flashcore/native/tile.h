@@ -7,7 +7,9 @@
 /* Rows of queries whose scores are held in registers at once, and keys of a tile: both its matrices fit the L1 cache
    for heads of 64. */
 #define ROWS 6
+#ifndef KEYS
 #define KEYS 64
+#endif
 #define PANEL (LANES * MAX_COLUMNS)
 
 /* Where the numbers come from and how they are multiplied: fp32; bf16 widened to fp32; bf16 two by two in one
