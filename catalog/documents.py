@@ -45,6 +45,8 @@ def read_document(reference: str | os.PathLike[str]) -> Document:
     'The whale'
     """
     name = os.fspath(reference)
+    if not name:
+        raise ValueError("no document was named; give a file or a name such as sotu/1999")
     path = Path(name).expanduser()
     if path.is_file():
         return Document(name, *readers.read_file(name, path))

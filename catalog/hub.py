@@ -11,22 +11,13 @@ from typing import Any
 from catalog.archive import sha256
 from catalog.progress import note
 from catalog.sources import SourceError
-from catalog.space import room
+from catalog.space import DiskFullError, room
 from catalog.table import Source
 
 # Other runtimes' weights, pictures, and Python: models here are stock classes, remote code is never run.
 _NEVER = (
-    "onnx/*",
-    "openvino/*",
-    "*.onnx",
-    "*.onnx_data",
-    "*.msgpack",
-    "*.h5",
-    "*.ot",
-    "*.py",
-    "*.jpg",
-    "*.png",
-    "imgs/*",
+    *("onnx/*", "openvino/*", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.ot"),
+    *("*.py", "*.jpg", "*.png", "imgs/*"),
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
@@ -43,7 +34,7 @@ def link_snapshot(name: str, source: Source, content: Path, fresh: bool) -> dict
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    cache = Path(constants.HF_HUB_CACHE).expanduser().absolute()
     repository = cache / repo_folder_name(repo_id=source.repo, repo_type="model")
     snapshot = None if fresh else _cached(repository, source.revision)
     if snapshot is None:
@@ -96,14 +87,15 @@ def _download(name: str, source: Source, cache: Path) -> Path:
             revision = next((commit for commit in commits if commit.startswith(revision)), revision)
         info = HfApi().model_info(source.repo, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename, source)}
-        if any(file.endswith(".safetensors") for file in sizes):
-            sizes = {file: size for file, size in sizes.items() if not fnmatch.fnmatchcase(file, "pytorch_model*.bin*")}
+        if any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", file) for file in sizes):
+            # The same weights a second time.
+            sizes = {file: size for file, size in sizes.items() if not file.startswith("pytorch_model")}
         cache.mkdir(parents=True, exist_ok=True)
         note(f"fetching {name} from the hub repository {source.repo}: {len(sizes)} files")
         with room(cache, sum(sizes.values()), source.repo, "set HF_HOME to a folder on another disk"):
-            return Path(snapshot_download(source.repo, revision=info.sha, allow_patterns=sorted(sizes)))
+            return Path(snapshot_download(source.repo, revision=revision, allow_patterns=sorted(sizes)))
     except failures as error:
-        if getattr(error, "errno", None) is not None:
+        if isinstance(error, DiskFullError):
             raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"tried the hub repository {source.repo} at {source.revision}: {first}") from error

@@ -34,7 +34,7 @@ _MAGIC = (
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 _DROPPED = ("script", "style", "template", "noscript", "svg", "iframe", "object")
 # Marks that stand for breaks while a page's strings are joined; text read from a file cannot hold them.
-_PARAGRAPH, _LINE = "\x1d", "\x1e"
+_PARAGRAPH, _LINE, _CELL = "\x1d", "\x1e", "\x1f"
 _PARAGRAPHS: tuple[str, ...] = (
     "address",
     "article",
@@ -164,7 +164,7 @@ def _html(name: str, data: bytes) -> tuple[str, str]:
         tag.insert_before(mark)
         tag.insert_after(mark)
     for tag in page(("td", "th")):
-        tag.insert_after("\t")
+        tag.insert_after(_CELL)
     return title, _flow(page)
 
 
@@ -173,13 +173,17 @@ def _flow(page: Any) -> str:
     kept = {id(string) for pre in page(("pre", "textarea")) for string in pre.strings}
     flow: list[str] = []
     for string in page.strings:
-        piece = str(string) if id(string) in kept else re.sub(r"[ \t\n\r\f\v]+", " ", string)
-        if piece.startswith(" ") and flow and flow[-1].endswith((" ", _PARAGRAPH, _LINE)):
-            piece = piece[1:]
+        piece = str(string)
+        if id(string) not in kept:
+            piece = re.sub(r"[ \t\n\r\f\v]+", " ", piece)
+            if flow and flow[-1].endswith((" ", _PARAGRAPH, _LINE, _CELL)):
+                piece = piece.removeprefix(" ")
         if piece:
             flow.append(piece)
-    breaks = re.compile(f"[ \t]*[{_PARAGRAPH}{_LINE}](?:[ \t]*[{_PARAGRAPH}{_LINE}])*")
-    return breaks.sub(lambda match: "\n\n" if _PARAGRAPH in match[0] else "\n", "".join(flow)).strip()
+    gap = f"[ {_CELL}]*"
+    breaks = re.compile(f"{gap}[{_PARAGRAPH}{_LINE}](?:{gap}[{_PARAGRAPH}{_LINE}])*")
+    text = breaks.sub(lambda match: "\n\n" if _PARAGRAPH in match[0] else "\n", "".join(flow))
+    return text.replace(_CELL, "\t").strip("\n ")
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def _from_archives(row: Row, source: Source, work: Path, content: Path) -> dict[
     missing = set(source.take)
     with watch(work, sum(archive.size for archive in source.archives), f"fetching {row.name}"):
         for number, archive in enumerate(source.archives):
-            path = _download(row, source.type, archive, work / str(number))
+            path = _download(source.type, archive, work / str(number))
             missing -= set(_unpack(path, content, source))
         if source.join:
             join_parts(content, source.join)
@@ -80,7 +80,7 @@ def _unpack(path: Path, content: Path, source: Source) -> list[str]:
         raise SourceError(str(error)) from error
 
 
-def _download(row: Row, tool: str, archive: Archive, work: Path) -> Path:
+def _download(tool: str, archive: Archive, work: Path) -> Path:
     """Download one archive below ``work`` and check its sha256."""
     target, scratch = work / "archive", work / "scratch"
     target.mkdir(parents=True)
@@ -88,7 +88,7 @@ def _download(row: Row, tool: str, archive: Archive, work: Path) -> Path:
     if tool == "wheel":
         _pip(archive.spec, target, scratch)
     else:
-        _npm(row, archive.spec, target, scratch)
+        _npm(archive.spec, target, scratch)
     shutil.rmtree(scratch, ignore_errors=True)
     found = [path for path in target.iterdir() if path.is_file()]
     if len(found) != 1:
@@ -104,15 +104,8 @@ def _download(row: Row, tool: str, archive: Archive, work: Path) -> Path:
 
 def _pip(spec: str, target: Path, scratch: Path) -> None:
     """Download the wheel ``spec`` into ``target``; pip keeps its half-done files in ``scratch``."""
-    options = [
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-cache-dir",
-        "--progress-bar=off",
-        "--retries=2",
-    ]
-    options += ["--disable-pip-version-check", "--no-input", f"--dest={target}", spec]
+    options = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--progress-bar=off"]
+    options += ["--disable-pip-version-check", "--no-input", "--retries=2", f"--dest={target}", spec]
     programs = [[sys.executable, "-m", "pip"]]
     # Environments made by other tools may lack the pip module while a pip program is at hand.
     programs += [[found] for found in map(shutil.which, ("pip3", "pip")) if found]
@@ -126,7 +119,7 @@ def _pip(spec: str, target: Path, scratch: Path) -> None:
         raise SourceError(f"tried `pip download {spec}`: {failure}")
 
 
-def _npm(row: Row, spec: str, target: Path, scratch: Path) -> None:
+def _npm(spec: str, target: Path, scratch: Path) -> None:
     """Download the npm package ``spec`` into ``target``; npm's cache and logs go to ``scratch``."""
     program = shutil.which("npm")
     if program is None:
@@ -147,6 +140,8 @@ def _run(command: Sequence[str], extra: dict[str, str]) -> str:
     result = subprocess.run(
         command,
         env={**os.environ, **extra},
+        # The lock of the fetch is passed on, see store; nothing else is inheritable.
+        close_fds=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -46,7 +46,7 @@ def home() -> Path:
     return Path(chosen or os.path.join(base, "longscope")).expanduser().absolute()
 
 
-def path(name: str) -> Path:
+def path(name: str | os.PathLike[str]) -> Path:
     """Return the local folder of a model or data set, fetching it on first use.
 
     ``name`` is a name of the catalog (or the hub repository of one of its rows), or the path of an existing
@@ -56,8 +56,9 @@ def path(name: str) -> Path:
         ValueError: no such name; the valid ones are listed.
         OSError: it cannot be fetched; or ``name`` is a path and no folder is there.
     """
+    name = os.fspath(name)
     given = Path(name).expanduser()
-    if not table.has(name):
+    if name and not table.has(name):
         if given.is_dir():
             return given
         if given.exists():
@@ -130,7 +131,7 @@ def fault(row: table.Row) -> str:
             size = (folder / name).stat().st_size
             if size != entry["size"]:
                 return f"{name} has {size} bytes instead of {entry['size']}"
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         return f"{Path(error.filename).name} is missing" if folder.is_dir() else "not installed"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} is damaged ({error})"
@@ -270,5 +271,7 @@ def _lock(row: table.Row) -> Iterator[None]:
         except BlockingIOError:
             note(f"another process is fetching {row.name}; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        # Closing the file releases the lock, also when the process is killed.
+        # Closing the file releases the lock, also when the process is killed; but pip or npm, which inherit it,
+        # keep it until they end, so that no orphan writes into a folder that the next fetch is clearing.
+        os.set_inheritable(handle.fileno(), True)
         yield

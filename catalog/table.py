@@ -184,6 +184,7 @@ def row(name: str) -> Row:
         if name and name in (entry.name, entry.repo):
             return entry
     names = [entry.name for entry in rows()]
-    close = difflib.get_close_matches(name, names, n=3)
+    close = [known for known in names if name and name.lower() in known][:3]
+    close = close or difflib.get_close_matches(name.lower(), names, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(f"unknown name {name!r}: {hint}The catalog has: {', '.join(names)}")

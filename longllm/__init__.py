@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from longllm.config import Attention, Decoding, Device, DType
 
 if TYPE_CHECKING:
-    from longllm.cache import kv_bytes as kv_bytes
-    from longllm.cache import new_cache as new_cache
     from longllm.generate import Prefix as Prefix
     from longllm.generate import Result as Result
     from longllm.generate import Stream as Stream
@@ -33,10 +31,8 @@ _HOME = {
     "Stream": "generate",
     "chat_prompt": "prompts",
     "document_prompt": "prompts",
-    "kv_bytes": "cache",
     "length_warning": "prompts",
     "load": "loading",
-    "new_cache": "cache",
     "prefill": "generate",
     "stop_ids": "loading",
     "stream": "generate",

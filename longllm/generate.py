@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
-from longllm.cache import kv_bytes, new_cache, reserve
+from flashcore.hf import GrowingCache, cache_bytes
 from longllm.config import Decoding
 from longllm.loading import LoadedModel
 
@@ -26,7 +26,7 @@ class Prefix:
     """The beginning of prompts, read once: its tokens, its cache, and how long reading took."""
 
     ids: tuple[int, ...]
-    cache: DynamicCache
+    cache: GrowingCache
     seconds: float
 
 
@@ -79,16 +79,14 @@ class Stream(Iterator[str]):
         return self._result
 
 
-def prefill(
-    loaded: LoadedModel, ids: Sequence[int], *, chunk: int = CHUNK, progress: bool = False
-) -> Prefix:
+def prefill(loaded: LoadedModel, ids: Sequence[int], *, chunk: int = CHUNK, progress: bool = False) -> Prefix:
     """Read the beginning of a prompt, for several prompts that share it (see ``stream``).
 
     Raises:
         ValueError: there is nothing to read, or ``chunk`` is below 1.
     """
     begun = time.perf_counter()
-    cache = new_cache(loaded.model.config)
+    cache = GrowingCache(loaded.model.config, capacity=len(ids))
     _read(loaded, ids, 0, cache, chunk, progress)
     return Prefix(tuple(ids), cache, time.perf_counter() - begun)
 
@@ -155,9 +153,11 @@ def _generate(
     """Yield the pieces of an answer; return its figures."""
     begun = time.perf_counter()
     done = len(prefix.ids) if prefix else 0
-    cache = copy.deepcopy(prefix.cache) if prefix else new_cache(loaded.model.config)
+    cache = GrowingCache(loaded.model.config, capacity=len(ids))
+    if prefix:
+        _copy(prefix.cache, cache)
     logits = _read(loaded, ids[done:], done, cache, chunk, progress)
-    held = kv_bytes(cache)
+    held = cache_bytes(cache)
     prefilled = time.perf_counter()
     times: list[float] = []
     stopped = False
@@ -194,13 +194,23 @@ def _generate(
     )
 
 
+@torch.inference_mode()
+def _copy(old: GrowingCache, new: GrowingCache) -> None:
+    """Fill an empty cache with what another holds."""
+    layer: Any
+    for index, layer in enumerate(old.layers):
+        if getattr(layer, "buffers", None) is not None:
+            new.update(layer.keys, layer.values, index)
+        else:
+            new.layers[index] = copy.deepcopy(layer)
+
+
 def _read(
-    loaded: LoadedModel, ids: Sequence[int], start: int, cache: DynamicCache, chunk: int, progress: bool
+    loaded: LoadedModel, ids: Sequence[int], start: int, cache: GrowingCache, chunk: int, progress: bool
 ) -> torch.Tensor:
     """Run ``ids``, whose first position is ``start``, through the model; return the last logits [vocab]."""
     if not ids or chunk < 1:
         raise ValueError(f"need at least one token and a chunk of at least 1, got {len(ids)} and {chunk}")
-    reserve(cache, start + len(ids))
     # disable=None: no bar where stderr is not a terminal.
     bar = tqdm(
         total=len(ids), desc="reading", unit="tok", disable=None if progress else True, file=sys.stderr, leave=False
@@ -214,7 +224,7 @@ def _read(
 
 
 @torch.inference_mode()
-def _forward(loaded: LoadedModel, ids: Sequence[int], start: int, cache: DynamicCache) -> torch.Tensor:
+def _forward(loaded: LoadedModel, ids: Sequence[int], start: int, cache: GrowingCache) -> torch.Tensor:
     """Run ``ids`` at positions ``start``…, adding to the cache; return the logits [vocab] after the last."""
     tokens = torch.tensor([list(ids)], device=loaded.device)
     # Explicit: transformers would otherwise take the cache's length, wrong as soon as a cache drops anything.

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import catalog
@@ -63,20 +64,16 @@ def load(
         if value not in get_args(allowed):
             raise ValueError(f"{option} must be one of {', '.join(get_args(allowed))}, got {value!r}")
     name = os.fspath(model)
-    folder = Path(name).expanduser()
-    # A folder that merely has a catalog name must not hide the catalog's model.
-    if not (folder / "config.json").is_file():
-        if folder.is_dir() and os.sep in name:
-            raise ValueError(f"{name} is a folder without config.json: not a model in Hugging Face layout")
-        folder = catalog.path(name)
+    folder = catalog.path(name)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name!r} is not a language model: {folder} has no config.json")
     place = _place(device)
     chosen = _dtype(dtype, place)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.chat_template:
-        raise ValueError(f"{name!r} has no chat template: it is a base model, choose an instruct or chat model")
-    network = _network(name, folder, chosen, attention).to(place).eval()
+    chat_frame(tokenizer)
+    # Any: the types that transformers declares for these methods do not describe them.
+    network: Any = _network(name, folder, chosen, attention)
+    network.to(device=place).eval()
     rows = network.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -87,6 +84,9 @@ def load(
     if not stops:
         raise ValueError(f"{name!r} names no end-of-answer token (eos_token_id): it would never stop")
     length = trained_length(network.config)
+    with torch.inference_mode():
+        # What is made on first use, such as a compiled kernel, must not count as reading time later.
+        network(input_ids=torch.zeros(1, 2, dtype=torch.long, device=place))
     return LoadedModel(network, tokenizer, name, chosen, attention, length, stops)
 
 
@@ -148,9 +148,7 @@ def _dtype(dtype: DType, place: torch.device) -> torch.dtype:
     return requested or (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
 
 
-def _network(
-    name: str, folder: Path, dtype: torch.dtype, attention: Attention
-) -> transformers.PreTrainedModel:
+def _network(name: str, folder: Path, dtype: torch.dtype, attention: Attention) -> transformers.PreTrainedModel:
     """Load the weights; refuse missing files and weights that the files leave out."""
     if attention == "flashcore":
         from flashcore import hf
@@ -158,24 +156,32 @@ def _network(
         hf.register()
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ValueError(f"{name!r} has no weights: {folder} holds no .safetensors file")
-    with _quiet():
-        network, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{name!r} leaves out {len(missing)} weights, {missing[0]} among them: the files are incomplete"
-        )
+    build: Any = transformers.AutoModelForCausalLM.from_pretrained
+    options = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with _quiet():
+            network, report = build(folder, dtype=dtype, **options)
+    except SafetensorError as error:
+        raise OSError(f"the weights of {name!r} in {folder} are damaged ({error}); fetch them again") from error
+    # transformers would fill such weights with random numbers and go on.
+    for problem in ("missing", "mismatched"):
+        if unfilled := sorted(map(str, report[f"{problem}_keys"])):
+            raise ValueError(
+                f"the weights of {name!r} do not fill the model its config.json describes: "
+                f"{len(unfilled)} {problem}, such as {unfilled[0]}"
+            )
     return network
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' one-second progress bar off the terminal while a model loads."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' one-second progress bar and its report of problems off the terminal: ours is one line."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

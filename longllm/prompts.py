@@ -9,13 +9,18 @@ from typing import Any
 # Stands for the user's message while the chat template is rendered; no template changes it.
 _MESSAGE = "LONGSCOPE-MESSAGE"
 
-DOCUMENT = "Read this document.\n\n{document}\n\n"
-QUESTION = "Answer this question from the document above, in one or two sentences: {question}"
+# Chosen by trying five wordings on SmolLM2-135M: the one that found most facts in 6,000-token speeches.
+AFTER_DOCUMENT = "\n\n"
+QUESTION = "Based on the document above, answer briefly: {question}"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A document and a question, ready for the model."""
+    """A document and a question, ready for the model.
+
+    >>> Prompt(ids=(1, 7, 8, 9, 2), document_tokens=2, shared=3).ids[:3]
+    (1, 7, 8)
+    """
 
     ids: tuple[int, ...]
     """the whole prompt"""
@@ -31,7 +36,9 @@ def encode(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
     Unless ``special``, a text that spells a special token (``<|im_end|>``) is read as those characters, so
     that a document cannot end the user's turn.
     """
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+    # verbose=False: a text beyond the trained length is the caller's to report, and only once.
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
+    return list(encoded["input_ids"])
 
 
 def chat_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -41,7 +48,8 @@ def chat_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
         ValueError: the tokeniser has no chat template, or one that does not carry the message unchanged.
     """
     if not tokenizer.chat_template:
-        raise ValueError("the model has no chat template: it is a base model, choose an instruct or chat model")
+        name = tokenizer.name_or_path or "the tokeniser"
+        raise ValueError(f"{name} has no chat template: it is a base model; choose an instruct or chat model")
     message = [{"role": "user", "content": _MESSAGE}]
     rendered = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     head, found, tail = rendered.partition(_MESSAGE)
@@ -72,9 +80,8 @@ def document_prompt(tokenizer: Any, document: str, question: str) -> Prompt:
         if not text:
             raise ValueError(f"the {name} is empty")
     head, tail = chat_frame(tokenizer)
-    before, after = (encode(tokenizer, text) for text in DOCUMENT.split("{document}"))
     body = encode(tokenizer, document)
-    shared = head + before + body + after
+    shared = head + body + encode(tokenizer, AFTER_DOCUMENT)
     ids = shared + encode(tokenizer, QUESTION.format(question=question)) + tail
     return Prompt(tuple(ids), len(body), len(shared))
 

@@ -27,11 +27,15 @@ from ..varlen import segments
 
 SOURCES = Path(__file__).parent.parent / "native"
 FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+#: How compilers are told to use all this processor has: x86 and newer ARM compilers, other ARM compilers.
+TARGETS = ("-march=native", "-mcpu=native")
 INSTALL = "install a C compiler (for instance `apt install gcc`) or choose backend='sdpa'"
 #: Kinds of numbers in tile.h: fp32, bf16 widened to fp32, bf16 multiplied in pairs.
 FP32, BF16, PAIRS = 0, 1, 2
 #: ``Call`` in attention.c. One packed record costs far less than two dozen ctypes arguments.
 RECORD = struct.Struct("6Q11q12q2d")
+#: What ``flashcore_attention`` returns when it has computed nothing.
+NO_MEMORY, OUTSIDE = 1, 2
 
 _building = threading.Lock()
 
@@ -110,8 +114,11 @@ def _call(
         spec.resolved_scale(d),
         spec.softcap or 0.0,
     )
-    if attention(record):
+    outcome = attention(record)
+    if outcome == NO_MEMORY:
         raise MemoryError(f"no memory to pack {m} keys of {kv_heads} heads; use backend='sdpa'")
+    if outcome == OUTSIDE:
+        raise ValueError(f"lengths reach outside the tensors, which have {n} queries and {m} keys: {list(parts or ())}")
     return out
 
 
@@ -126,11 +133,8 @@ def _rows(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
 
 def _attention() -> ctypes._NamedFuncPointer:
     loaded = _load()
-    reason = loaded if isinstance(loaded, str) else None
-    if os.environ.get("LONGSCOPE_NATIVE") == "0":
-        reason = "switched off by LONGSCOPE_NATIVE=0"
-    if isinstance(loaded, str) or reason:
-        raise ImportError(f"the native backend is not usable here: {reason}; {INSTALL}")
+    if isinstance(loaded, str):
+        raise ImportError(f"the native backend is not usable here: {loaded}; {INSTALL}")
     return loaded.flashcore_attention
 
 
@@ -154,6 +158,8 @@ def _load() -> ctypes.CDLL | str:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         return "no C compiler found (cc, gcc or clang)"
+    if os.environ.get("LONGSCOPE_NATIVE") == "0":
+        return "switched off by LONGSCOPE_NATIVE=0"
     try:
         file = _folder() / f"attention-{_fingerprint(compiler)}.so"
         if file.exists():
@@ -168,6 +174,7 @@ def _load() -> ctypes.CDLL | str:
 def _open(file: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(file))
     library.flashcore_attention.argtypes = [ctypes.c_char_p]
+    library.flashcore_attention.restype = ctypes.c_int
     library.flashcore_pairs_speedup.restype = ctypes.c_double
     return library
 
@@ -184,7 +191,7 @@ def _sources() -> list[Path]:
 def _fingerprint(compiler: str) -> str:
     """Hash all that decides whether a build may run here: a home folder can be mounted on unlike machines."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [version, " ".join(FLAGS), _processor(), os.path.basename(_openmp() or "")]
+    parts = [version, " ".join(FLAGS + TARGETS), _processor(), os.path.basename(_openmp() or "")]
     digest = hashlib.sha256("\0".join(parts).encode())
     for file in _sources():
         digest.update(file.read_bytes())
@@ -218,7 +225,7 @@ def _compile(compiler: str, scratch: Path) -> Path:
     runtime = _openmp()
     error = ""
     for openmp in ([("-fopenmp", runtime)] if runtime else []) + [("-fno-openmp", None)]:
-        for target in ("-march=native", "-mcpu=native"):
+        for target in TARGETS:
             piece, library = str(scratch / "attention.o"), scratch / "attention.so"
             source = str(SOURCES / "attention.c")
             steps = (
@@ -237,7 +244,7 @@ def _compile(compiler: str, scratch: Path) -> Path:
 
 
 def _install(built: Path, file: Path) -> Path:
-    """Move a build into the cache, whole or not at all; where the cache cannot be written it is used from where it is."""
+    """Move a build into the cache whole; where the cache cannot be written the build is loaded from where it is."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")

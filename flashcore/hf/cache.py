@@ -8,6 +8,10 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
+#: Tokens of room added when a buffer is full. Copying the cache once in 128 tokens costs far less than attending to
+#: it 128 times, and at most 127 tokens stand empty.
+GROWTH = 128
+
 
 class GrowingLayer(DynamicLayer):
     """A full-attention layer whose keys and values are views of buffers with room to grow.
@@ -43,9 +47,7 @@ class GrowingLayer(DynamicLayer):
         """Return buffers that hold the first ``held`` tokens and have room for ``total``."""
         if self.buffers is not None and self.owns_keys(self.buffers[0]) and self.buffers[0].shape[2] >= total:
             return self.buffers
-        # Grow by an eighth: each token is copied about eight times over a long generation, and at most an eighth of
-        # the memory stands empty.
-        size = max(self.capacity, total + max(256, total // 8)) if held else max(self.capacity, total)
+        size = max(self.capacity, total + GROWTH - 1 if held else total)
         buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (key_states, value_states))
         for buffer, old in zip(buffers, (self.keys, self.values), strict=True):
             if held and old is not None:
@@ -55,9 +57,8 @@ class GrowingLayer(DynamicLayer):
 
     def owns_keys(self, buffer: torch.Tensor) -> bool:
         """Say whether ``keys`` still is the start of the buffer: reordering beams replaces it by a copy."""
-        if self.keys is None or self.keys.numel() == 0:
-            return self.get_seq_length() == 0 and buffer.shape[0] == 0
-        return self.keys.data_ptr() == buffer.data_ptr() and self.keys.shape[:2] == buffer.shape[:2]
+        held = self.keys
+        return held is not None and held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2]
 
     def reset(self) -> None:
         """Forget all tokens and free the buffers."""
@@ -94,6 +95,12 @@ class GrowingCache(DynamicCache):
         super().__init__(config=config)
         self.layer_class_to_replicate = None
         self.layers = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+    def reserve(self, tokens: int) -> None:
+        """Let each full-attention layer make room for ``tokens`` in all the next time it has to grow."""
+        for layer in self.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.capacity = max(layer.capacity, tokens)
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -25,6 +25,7 @@ typedef struct {
     int64_t row, query_start, queries, key_start, keys;
     int64_t block, chunk, chunks;      /* queries per item; keys per item and parts of the keys, if split */
     int64_t low, high;                 /* keys that some query sees */
+    int direct;
     int64_t pack, part;                /* where its packed tiles and its parts begin, in words; -1 for none */
 } Segment;
 
@@ -36,7 +37,7 @@ typedef struct {
 typedef struct {
     const Call *call;
     Shape shape;
-    int64_t group, element, packed_rows, item_count, scratch_words;
+    int64_t group, element, block_rows, item_count, scratch_words;
     double cost;
     Segment *segments;
     Item *items;
@@ -45,10 +46,8 @@ typedef struct {
     int threads;
 } Plan;
 
-#ifndef MAX_ITEM_ROWS
 #define MAX_ITEM_ROWS 192
-#endif
-#define SPLIT_ROWS 32                  /* with at most so many rows the keys are split */
+#define FEW_ROWS 32                    /* up to here nothing is packed and the keys are split */
 #define SPLIT_KEYS 512
 #define SERIAL_COST 1.5e6              /* multiply-adds below which a second thread does not pay for waking it */
 
@@ -116,10 +115,11 @@ static void plan_segment(Plan *plan, Segment *s, int64_t block) {
     const Call *call = plan->call;
     s->low = s->queries ? least(s->keys, low_key(call, s, 0)) : 0;
     s->high = s->queries ? high_key(call, s, s->queries - 1) : 0;
-    s->block = most(1, least(block, s->queries));
-    s->chunk = s->keys, s->chunks = 1, s->part = -1, s->pack = -1;
     const int64_t rows = s->queries * plan->group, start = s->low / KEYS * KEYS, span = s->high - start;
-    if (rows <= SPLIT_ROWS && s->block == s->queries && span >= 2 * SPLIT_KEYS) {
+    s->block = rows <= FEW_ROWS ? most(1, s->queries) : least(block, s->queries);
+    s->direct = rows <= FEW_ROWS && direct_serves(&plan->shape);
+    s->chunk = s->keys, s->chunks = 1, s->part = -1, s->pack = -1;
+    if (rows <= FEW_ROWS && span >= 2 * SPLIT_KEYS) {
         s->chunk = up(most(SPLIT_KEYS, span / 16), KEYS);
         s->chunks = (span + s->chunk - 1) / s->chunk;
         s->part = plan->memory_words;
@@ -167,90 +167,92 @@ static int by_cost(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* Returns 0 if there is no memory. */
+/* What flashcore_attention returns. */
+enum { DONE, NO_MEMORY, OUTSIDE };
+
+static int inside(const Call *call, const Segment *s) {
+    return s->row >= 0 && s->row < call->batch && s->query_start >= 0 && s->queries >= 0 && s->key_start >= 0 &&
+           s->keys >= 0 && s->query_start + s->queries <= call->n && s->key_start + s->keys <= call->m;
+}
+
 static int make_plan(Plan *plan, const Call *call) {
     plan->call = call;
     plan->group = call->heads / call->kv_heads;
     plan->element = call->kind == FP32 ? 4 : 2;
     plan->shape = make_shape(call);
     plan->segments = malloc(most(1, call->segment_count) * sizeof(Segment));
-    if (!plan->segments) return 0;
-    for (int64_t i = 0; i < call->segment_count; i++) memcpy(plan->segments + i, call->segments + 5 * i, 40);
-    const int64_t block = choose_block(plan), rows = block * plan->group;
+    if (!plan->segments) return NO_MEMORY;
+    for (int64_t i = 0; i < call->segment_count; i++) {
+        memcpy(plan->segments + i, call->segments + 5 * i, 5 * sizeof(int64_t));
+        if (!inside(call, plan->segments + i)) return OUTSIDE;
+    }
+    const int64_t block = choose_block(plan), rows = most(FEW_ROWS, block * plan->group);
     for (int64_t i = 0; i < call->segment_count; i++) plan_segment(plan, plan->segments + i, block);
     plan->items = malloc(most(1, plan->item_count) * sizeof(Item));
-    if (!plan->items) return 0;
+    if (!plan->items) return NO_MEMORY;
     list_items(plan);
     qsort(plan->items, plan->item_count, sizeof(Item), by_cost);
     plan->threads = plan->cost < SERIAL_COST ? 1 : call->threads;
     const Shape *shape = &plan->shape;
-    plan->packed_rows = rows;
-    plan->scratch_words = up(rows * (shape->depth + shape->width + LANES + 1 + 4), LANES) + 2 * ROWS * KEYS + shape->words;
-    return 1;
+    plan->block_rows = rows;
+    plan->scratch_words = up(rows * (shape->head_dim + shape->width + LANES + 5) + LANES, LANES) + 2 * ROWS * KEYS + shape->words;
+    return DONE;
 }
 
 /* Lay the arrays of one thread out in its scratch memory. */
 static Rows thread_rows(const Plan *plan, int thread) {
     const Shape *shape = &plan->shape;
-    const int64_t count = plan->packed_rows;
+    const int64_t count = plan->block_rows;
     float *at = plan->memory + plan->memory_words + thread * plan->scratch_words;
-    Rows rows = {.scores = at, .weights = at + ROWS * KEYS, .tile = at + 2 * ROWS * KEYS};
-    rows.totals = rows.tile + shape->words;
+    Rows rows = {.scores = at, .weights = at + ROWS * KEYS, .room = at + 2 * ROWS * KEYS};
+    rows.totals = rows.room + shape->words;
     rows.out = rows.totals + count * LANES;
     rows.low = (int64_t *)(rows.out + count * shape->width);
     rows.high = rows.low + count;
     rows.queries = (float *)(rows.high + count);
-    rows.peaks = rows.queries + count * shape->depth;
+    rows.peaks = rows.queries + up(count * shape->head_dim, LANES);
     return rows;
-}
-
-static const char *key_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t key) {
-    const int64_t *step = plan->call->k_step;
-    return plan->call->k + (s->row * step[0] + kv_head * step[1] + (s->key_start + key) * step[2]) * plan->element;
-}
-static const char *value_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t key) {
-    const int64_t *step = plan->call->v_step;
-    return plan->call->v + (s->row * step[0] + kv_head * step[1] + (s->key_start + key) * step[2]) * plan->element;
-}
-
-static void pack_keys_and_values(const Plan *plan, const Segment *s, int64_t kv_head, int64_t key, float *to) {
-    pack_tile(&plan->shape, key_row(plan, s, kv_head, key), plan->call->k_step[2] * plan->element,
-              value_row(plan, s, kv_head, key), plan->call->v_step[2] * plan->element, least(KEYS, s->keys - key), to);
 }
 
 #include "item.h"
 
-/* Compute one call; `threads` of it is an upper limit. Returns 0, or 1 if there was no memory. */
+/* A call that is not ragged is one segment per row. */
+static int64_t *dense_segments(const Call *call) {
+    int64_t *rows = malloc(most(1, call->batch) * 5 * sizeof *rows);
+    for (int64_t i = 0; rows && i < call->batch; i++)
+        memcpy(rows + 5 * i, (int64_t[]){i, 0, call->n, 0, call->m}, 5 * sizeof *rows);
+    return rows;
+}
+
+/* Compute one packed Call; its `threads` is an upper limit. */
 int flashcore_attention(const void *packed) {
     Call call;
     memcpy(&call, packed, sizeof call);
-    int64_t *rows = NULL;
+    int64_t *dense = NULL;
     if (!call.segments) {
-        rows = malloc(most(1, call.batch) * 5 * sizeof *rows);
-        if (!rows) return 1;
-        for (int64_t i = 0; i < call.batch; i++) memcpy(rows + 5 * i, (int64_t[]){i, 0, call.n, 0, call.m}, 40);
-        call.segments = rows, call.segment_count = call.batch;
+        call.segments = dense = dense_segments(&call);
+        call.segment_count = call.batch;
     }
     Plan plan = {0};
-    int failed = !make_plan(&plan, &call);
-    if (!failed) {
+    int outcome = call.segments ? make_plan(&plan, &call) : NO_MEMORY;
+    if (outcome == DONE) {
         int64_t bytes = (plan.memory_words + plan.threads * plan.scratch_words) * sizeof(float);
         plan.memory = (float *)take_memory(&bytes);
-        failed = !plan.memory;
-        if (!failed) {
+        if (plan.memory) {
             run(&plan);
             give_memory((char *)plan.memory, bytes);
-        }
+        } else
+            outcome = NO_MEMORY;
     }
-    free(plan.segments), free(plan.items), free(rows);
-    return failed;
+    free(plan.segments), free(plan.items), free(dense);
+    return outcome;
 }
 
-#if HAS_PAIRS
+#if HAS_DOTS
 static double seconds_of(Multiply *kernel, const float *a, const float *b, float *c) {
     struct timespec start, stop;
     clock_gettime(CLOCK_MONOTONIC, &start);
-    for (int i = 0; i < 50; i++) kernel(a, KEYS, b, PANEL, KEYS, c, PANEL, 1);
+    for (int i = 0; i < 50; i++) kernel(a, KEYS, (char *)b, PANEL * 4, KEYS, c, PANEL, 1);
     clock_gettime(CLOCK_MONOTONIC, &stop);
     return (stop.tv_sec - start.tv_sec) + 1e-9 * (stop.tv_nsec - start.tv_nsec);
 }
@@ -258,13 +260,13 @@ static double seconds_of(Multiply *kernel, const float *a, const float *b, float
 
 /* How many times faster bf16 pairs are than fp32, by trial (half a millisecond); 0 where there is no instruction. */
 double flashcore_pairs_speedup(void) {
-#if HAS_PAIRS
+#if HAS_DOTS
     static float a[ROWS * KEYS], b[KEYS * PANEL], c[ROWS * PANEL];
     double best[2] = {1, 1};
     for (int i = 0; i < 6; i++)
-        for (int pairs = 0; pairs < 2; pairs++) {
-            const double seconds = seconds_of(MULTIPLY[pairs][ROWS - 1][MAX_COLUMNS - 1], a, b, c);
-            if (seconds < best[pairs]) best[pairs] = seconds;
+        for (int dots = 0; dots < 2; dots++) {
+            const double seconds = seconds_of(MULTIPLY[dots][ROWS - 1][MAX_COLUMNS - 1], a, b, c);
+            if (seconds < best[dots]) best[dots] = seconds;
         }
     return 2 * best[0] / best[1];
 #else

@@ -18,24 +18,31 @@ INLINE uint16_t to_bf16(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-/* Rows are ordered by position, then head, so that neighbours see nearly the same keys. */
-static void load_rows(const Plan *plan, const Item *item, int64_t count, const Rows *rows) {
+/* Copy a row of queries in the form its item needs, times the sign of the scale. */
+static void load_query(const Shape *shape, const Rows *rows, const char *from, float sign, float *to) {
+    if (rows->kind == PAIRS)
+        for (int64_t c = 0; c < shape->head_dim; c++) ((uint16_t *)to)[c] = to_bf16(read_number(from + 2 * c, 2) * sign);
+    else if (shape->kind == FP32)
+        for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 4 * c, 4) * sign;
+    else if (rows->direct)
+        for (int64_t c = 0; c < shape->head_dim; c++) to[direct_place(shape, c)] = read_number(from + 2 * c, 2) * sign;
+    else
+        for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 2 * c, 2) * sign;
+}
+
+/* Start an item. Rows are ordered by position, then head, so that neighbours see nearly the same keys. */
+static void load_rows(const Plan *plan, const Item *item, int64_t count, Rows *rows) {
     const Call *call = plan->call;
     const Segment *s = plan->segments + item->segment;
     const Shape *shape = &plan->shape;
     const float sign = call->scale > 0 ? 1 : call->scale < 0 ? -1 : 0;
+    rows->direct = s->direct;
+    rows->kind = s->direct && shape->kind == PAIRS ? BF16 : shape->kind;
+    rows->depth = s->direct ? shape->head_dim : shape->depth;
     for (int64_t r = 0; r < count; r++) {
         const int64_t i = item->start + r / plan->group, head = item->kv_head * plan->group + r % plan->group;
-        const char *from = call->q + (s->row * call->q_step[0] + head * call->q_step[1] +
-                                      (s->query_start + i) * call->q_step[2]) * plan->element;
-        float *to = rows->queries + r * shape->depth;
-        if (shape->kind == PAIRS)
-            for (int64_t c = 0; c < shape->head_dim; c++)
-                ((uint16_t *)to)[c] = to_bf16(read_number(from + 2 * c, 2) * sign);
-        else if (shape->kind == BF16)
-            for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 2 * c, 2) * sign;
-        else
-            for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 4 * c, 4) * sign;
+        const int64_t at = s->row * call->q_step[0] + head * call->q_step[1] + (s->query_start + i) * call->q_step[2];
+        load_query(shape, rows, call->q + at * plan->element, sign, rows->queries + r * rows->depth);
         rows->low[r] = low_key(call, s, i), rows->high[r] = high_key(call, s, i);
         rows->peaks[r] = NOTHING_SEEN;
     }
@@ -47,13 +54,18 @@ static void load_rows(const Plan *plan, const Item *item, int64_t count, const R
 static void store_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t r, const float *out, float total,
                       float peak) {
     const Call *call = plan->call;
+    const Shape *shape = &plan->shape;
     const int64_t i = s->query_start + r / plan->group, head = kv_head * plan->group + r % plan->group;
-    char *to = call->out + (s->row * call->out_step[0] + head * call->out_step[1] + i * call->out_step[2]) * plan->element;
+    const int64_t at = s->row * call->out_step[0] + head * call->out_step[1] + i * call->out_step[2];
+    float *to = (float *)(call->out + at * plan->element);
+    uint16_t *half = (uint16_t *)to;
     const float share = total == 0 ? 0 : 1 / total;
-    if (plan->element == 4)
-        for (int64_t c = 0; c < call->head_dim; c++) ((float *)to)[c] = out[c] * share;
+    if (shape->kind == FP32)
+        for (int64_t c = 0; c < shape->head_dim; c++) to[c] = out[c] * share;
+    else if (s->direct)
+        for (int64_t c = 0; c < shape->head_dim; c++) half[c] = to_bf16(out[direct_place(shape, c)] * share);
     else
-        for (int64_t c = 0; c < call->head_dim; c++) ((uint16_t *)to)[c] = to_bf16(out[c] * share);
+        for (int64_t c = 0; c < shape->head_dim; c++) half[c] = to_bf16(out[c] * share);
     if (call->lse)
         call->lse[(s->row * call->heads + head) * call->n + i] =
             total == 0 ? -__builtin_inff() : peak * 0.6931471805599453f + logf(total);
@@ -78,24 +90,38 @@ static void finish_row(const Plan *plan, const Item *item, const Rows *rows, int
     part[width] = total, part[width + 1] = rows->peaks[r];
 }
 
-static void run_item(const Plan *plan, const Item *item, const Rows *rows) {
+/* The tile that starts at `key`, where the caller has it. */
+static Tile raw_tile(const Plan *plan, const Segment *s, int64_t kv_head, int64_t key) {
+    const int64_t *k = plan->call->k_step, *v = plan->call->v_step, size = plan->element, at = s->key_start + key;
+    return (Tile){plan->call->k + (s->row * k[0] + kv_head * k[1] + at * k[2]) * size,
+                  plan->call->v + (s->row * v[0] + kv_head * v[1] + at * v[2]) * size, k[2] * size, v[2] * size};
+}
+
+static float *packed_place(const Plan *plan, const Segment *s, int64_t kv_head, int64_t key) {
+    return plan->memory + s->pack + (kv_head * ((s->keys + KEYS - 1) / KEYS) + key / KEYS) * plan->shape.words;
+}
+
+static Tile find_tile(const Plan *plan, const Segment *s, const Rows *rows, int64_t kv_head, int64_t key) {
+    const Tile raw = raw_tile(plan, s, kv_head, key);
+    if (s->direct) return raw;
+    float *words = s->pack < 0 ? rows->room : packed_place(plan, s, kv_head, key);
+    if (s->pack < 0) pack_tile(&plan->shape, &raw, least(KEYS, s->keys - key), words);
+    return (Tile){(char *)words, (char *)(words + plan->shape.key_words), 0, 0};
+}
+
+static void run_item(const Plan *plan, const Item *item, Rows *rows) {
     const Segment *s = plan->segments + item->segment;
-    const int64_t group = plan->group, count = least(s->block, s->queries - item->start) * group;
+    const int64_t count = least(s->block, s->queries - item->start) * plan->group;
     load_rows(plan, item, count, rows);
     const int64_t first = s->low / KEYS * KEYS + item->chunk * s->chunk;
     const int64_t low = most(first, rows->low[0]), high = least(rows->high[count - 1], first + s->chunk);
     const int64_t bundles = (count + ROWS - 1) / ROWS;
     for (int64_t key = low / KEYS * KEYS; key < high; key += KEYS) {
-        const float *tile = rows->tile;
-        if (s->pack < 0)
-            pack_keys_and_values(plan, s, item->kv_head, key, rows->tile);
-        else
-            tile = plan->memory + s->pack +
-                   (item->kv_head * ((s->keys + KEYS - 1) / KEYS) + key / KEYS) * plan->shape.words;
+        const Tile tile = find_tile(plan, s, rows, item->kv_head, key);
         for (int64_t b = 0; b < bundles; b++) {
             const int64_t row = count * b / bundles, stop = count * (b + 1) / bundles;
             const int64_t from = most(key, rows->low[row]), to = least(key + KEYS, rows->high[stop - 1]);
-            if (from < to) attend_tile(&plan->shape, rows, row, stop - row, tile, key, from, to);
+            if (from < to) attend_tile(&plan->shape, rows, row, stop - row, &tile, key, from, to);
         }
     }
     for (int64_t r = 0; r < count; r++) finish_row(plan, item, rows, r);
@@ -121,8 +147,11 @@ static void merge_row(const Plan *plan, const Segment *s, int64_t kv_head, int64
 static void pack_all(const Plan *plan, const Segment *s) {
     const int64_t tiles = (s->keys + KEYS - 1) / KEYS;
 #pragma omp for schedule(dynamic, 4) nowait
-    for (int64_t i = 0; i < plan->call->kv_heads * tiles; i++)
-        pack_keys_and_values(plan, s, i / tiles, i % tiles * KEYS, plan->memory + s->pack + i * plan->shape.words);
+    for (int64_t i = 0; i < plan->call->kv_heads * tiles; i++) {
+        const int64_t key = i % tiles * KEYS;
+        const Tile raw = raw_tile(plan, s, i / tiles, key);
+        pack_tile(&plan->shape, &raw, least(KEYS, s->keys - key), packed_place(plan, s, i / tiles, key));
+    }
 }
 
 static void merge_all(const Plan *plan, const Segment *s) {
@@ -138,7 +167,7 @@ static void run(const Plan *plan) {
 #ifdef _OPENMP
         thread = omp_get_thread_num();
 #endif
-        const Rows rows = thread_rows(plan, thread);
+        Rows rows = thread_rows(plan, thread);
         const int64_t segments = plan->call->segment_count;
         for (int64_t i = 0; i < segments; i++)
             if (plan->segments[i].pack >= 0) pack_all(plan, plan->segments + i);

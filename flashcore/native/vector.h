@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__) || defined(__AVX2__)
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -27,22 +27,24 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
-typedef float vf_anywhere __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef float vf_anywhere __attribute__((vector_size(LANES * 4), aligned(2), may_alias));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
-INLINE vf v_load(const float *p) { return *(const vf_anywhere *)p; }
+INLINE vf v_load(const void *p) { return *(const vf_anywhere *)p; }
 INLINE void v_store(float *p, vf x) { *(vf_anywhere *)p = x; }
 INLINE vf v_set(float x) { return x - (vf){0}; }
 INLINE vf v_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
-/* bf16 is the upper half of an fp32. */
-INLINE vf v_widen(const uint16_t *p) {
+/* bf16 is the upper half of an fp32: widen consecutive ones, or the even or odd ones of a vector of pairs. */
+INLINE vf v_widen(const void *p) {
     vh half;
     memcpy(&half, p, sizeof half);
     return (vf)(__builtin_convertvector(half, vu) << 16);
 }
+INLINE vf v_even(vf pairs) { return (vf)((vu)pairs << 16); }
+INLINE vf v_odd(vf pairs) { return (vf)((vu)pairs & 0xffff0000u); }
 
 /* Limits are written so that a NaN passes through: hiding one would hide the user's bug. */
 INLINE vf v_at_most(vf x, float limit) { return v_select(x > limit, v_set(limit), x); }
@@ -60,15 +62,23 @@ INLINE int v_any(vi mask) {
 }
 
 INLINE float v_sum(vf x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float total = 0;
     for (int i = 0; i < LANES; i++) total += x[i];
     return total;
+#endif
 }
 
 INLINE float v_highest(vf x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float best = x[0];
     for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
     return best;
+#endif
 }
 
 /* Round to an integer: adding 1.5 * 2^23 leaves no bits for a fraction. For |x| < 2^22. */
@@ -139,6 +149,14 @@ INLINE void v_transpose(vf *rows) {
         }
         UNROLL for (int i = 0; i < LANES; i++) rows[i] = next[i];
     }
+}
+
+/* Sum each of LANES vectors: lane i of the result is the sum of rows[i]. Destroys rows. */
+INLINE vf v_sums(vf *rows) {
+    UNROLL for (int n = LANES / 2; n; n /= 2)
+        UNROLL for (int i = 0; i < n; i++)
+            rows[i] = V_MERGE(rows[i], rows[i + n], 0) + V_MERGE(rows[i], rows[i + n], LANES / 2);
+    return rows[0];
 }
 
 #endif

@@ -19,7 +19,11 @@ QUESTION = "\n\nWhat is the pass key?"
 
 @dataclass(frozen=True)
 class Cell:
-    """One trial: prompt length in tokens, depth of the key in per cent, and the key itself."""
+    """One trial: prompt length in tokens, depth of the key in per cent, and the key itself.
+
+    >>> Cell(length=4096, depth=50, key="48213").key
+    '48213'
+    """
 
     length: int
     depth: float
@@ -28,7 +32,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class PasskeyPrompt:
-    """A prompt of exactly the requested length, as ids (before any chat template) and as text."""
+    """A prompt of exactly the requested length, as ids (before any chat template) and as text.
+
+    >>> PasskeyPrompt(ids=(5, 6, 7), text="a b c", key_start=1).ids[1]
+    6
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -38,7 +46,11 @@ class PasskeyPrompt:
 
 @dataclass(frozen=True)
 class Score:
-    """How well an answer names the key."""
+    """How well an answer names the key.
+
+    >>> Score(correct=True, similarity=1.0).correct
+    True
+    """
 
     correct: bool
     """the first run of digits is the key"""
@@ -75,6 +87,15 @@ def passkey_prompt(tokenizer: Any, cell: Cell, haystack: str | None = None) -> P
 
     Raises:
         ValueError: a depth outside 0 to 100, a length too small, or a haystack with too few tokens.
+
+    >>> class Letters:
+    ...     def __call__(self, text, **options):
+    ...         return {"input_ids": list(text)}
+    ...     def decode(self, ids):
+    ...         return "".join(ids)
+    >>> prompt = passkey_prompt(Letters(), Cell(300, 0, "48213"))
+    >>> len(prompt.ids), prompt.text[prompt.key_start :].split(".")[0].strip()
+    (300, 'The pass key is 48213')
     """
     if not 0 <= cell.depth <= 100:
         raise ValueError(f"depth must lie between 0 and 100 per cent, got {cell.depth}")
