@@ -88,6 +88,11 @@ def _call(
         raise NotImplementedError(
             f"the native backend needs values of {d} numbers like its keys, received {v.shape[3]}"
         )
+    # The C code trusts these: a mismatch that slips past ``checks`` must not become a read outside the tensors.
+    if k.shape != v.shape or k.shape[3] != d or k.shape[0] != batch or heads % kv_heads:
+        raise ValueError(f"q, k and v do not fit together: {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    if k.dtype is not dtype or v.dtype is not dtype or not (k.is_cpu and v.is_cpu):
+        raise TypeError(f"q, k and v must share dtype and device, received {dtype}, {k.dtype}, {v.dtype}")
     attention = _attention()
     (q, q_step), (k, k_step), (v, v_step) = _rows(q), _rows(k), _rows(v)
     # The layout of q is kept: what comes out of a transposed view goes back into one without a copy.

@@ -37,7 +37,7 @@ def data_folder() -> list[str]:
 
 @pytest.mark.parametrize("stage", ["work/0", "content/big.bin"])
 def test_a_killed_fetch_leaves_nothing_that_counts(stage: str, shelf, start) -> None:
-    wheel = shelf.wheel({"a.txt": b"one", "big.bin": bytes(100_000_000)})
+    wheel = shelf.wheel({"a.txt": b"one", "big.bin": bytes(40_000_000)})
     text = shelf.text(wheel)
     row = table.parse(text)[0]
     process = start(text)
@@ -53,7 +53,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(stage: str, shelf, start) -> 
 
 
 def test_an_interrupted_fetch_cleans_up_and_keeps_the_old_folder(toy: catalog.Row, shelf, start) -> None:
-    process = start(shelf.text(shelf.wheel({"a.txt": b"two", "big.bin": bytes(100_000_000)}, "2.0"), "toy==2.0"))
+    process = start(shelf.text(shelf.wheel({"a.txt": b"two", "big.bin": bytes(40_000_000)}, "2.0"), "toy==2.0"))
     wait_for(lambda: list((catalog.home() / "data").glob(".toy.new-*/content/big.bin")))
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate()[1]

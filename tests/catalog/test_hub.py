@@ -26,6 +26,7 @@ FILES = {
     "onnx/model.onnx": b"onnx",
 }
 LARGE = (".safetensors", ".bin", ".onnx")
+ZEROS = "0" * 64
 ROW = """
 [toy]
 kind = "model"
@@ -105,7 +106,7 @@ def hub(tmp_path: Path, longscope_home: Path, monkeypatch: pytest.MonkeyPatch) -
     """A running hub with the files of ``FILES``; processes started from here on use it."""
     handler = type("RunningHub", (Hub,), {"files": dict(FILES), "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
     settings |= {
         "HF_HUB_OFFLINE": "0",
@@ -170,8 +171,9 @@ def test_a_repository_is_linked_from_the_shared_cache_and_recorded(hub: type[Hub
     assert store.fault(row) == ""
 
 
-def test_a_revision_may_be_the_start_of_a_commit(hub: type[Hub], finish: Finish) -> None:
-    text = ROW.replace('"me/toy"', '"me/toy", revision = "442ebf09"')
+def test_a_row_may_be_pinned_by_the_start_of_a_commit_and_by_files(hub: type[Hub], finish: Finish) -> None:
+    digest = hashlib.sha256(FILES["config.json"]).hexdigest()
+    text = ROW.replace('"me/toy"', f'"me/toy", revision = "442ebf09", sha256 = ["config.json {digest}"]')
     code, errors = finish(text)
     assert code == 0, errors
     assert manifest_of(table.parse(text)[0])["commit"] == COMMIT
@@ -190,12 +192,10 @@ def test_damage_on_the_way_is_noticed_and_repaired_by_the_next_try(hub: type[Hub
 
 
 def test_a_pinned_file_must_be_the_one_that_was_pinned(hub: type[Hub], finish: Finish) -> None:
-    right = hashlib.sha256(FILES["config.json"]).hexdigest()
-    for digest, expected in ((right, 0), ("0" * 64, 1)):
-        text = ROW.replace('"me/toy"', f'"me/toy", sha256 = ["config.json {digest}"]')
-        code, errors = finish(text, "--force")
-        assert code == expected, errors
-    assert f"config.json is not the pinned version: expected sha256 {'0' * 64}, received {right}" in errors
+    code, errors = finish(ROW.replace('"me/toy"', f'"me/toy", sha256 = ["config.json {ZEROS}"]'))
+    assert code != 0
+    received = hashlib.sha256(FILES["config.json"]).hexdigest()
+    assert f"config.json is not the pinned version: expected sha256 {ZEROS}, received {received}" in errors
 
 
 def test_an_unreachable_hub_is_one_line(hub: type[Hub], finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
