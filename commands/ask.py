@@ -45,6 +45,7 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty; write it in quotes after the options")
     document = catalog.read_document(doc)
+    catalog.path(model)
 
     import longllm
 

@@ -81,7 +81,8 @@ def _facts(loaded: Any, here: dict[str, Any]) -> dict[str, str]:
     millions = sum(weight.numel() for weight in loaded.model.parameters()) / 1e6
     units = ", ".join(here["vector_units"]) or "no wide vector units"
     return {
-        "model": f"{loaded.name}, {millions:,.0f} million parameters, trained on up to {loaded.trained_length:,} tokens",
+        "model": f"{loaded.name}, {millions:,.0f} million parameters",
+        "trained on": f"inputs of up to {loaded.trained_length:,} tokens",
         "computed in": f"{str(loaded.dtype).removeprefix('torch.')} on {loaded.device}, {loaded.attention} attention",
         "machine": f"{here['system']}, {here['threads']} threads, {units}",
         "date": time.strftime("%Y-%m-%d %H:%M"),

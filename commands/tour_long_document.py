@@ -62,7 +62,7 @@ def long_document(loaded: Any, out: Path) -> Generator[str, None, tuple[list[Cha
         )
         for run in runs
     ]
-    head = ("run", "tokens seen", "of them read now", "first token after", "tokens/s", "KV cache")
+    head = ("run", "tokens seen", "read now", "first token", "tokens/s", "KV cache")
     panels = {
         "seconds to the first token": [run["time_to_first_token"] for run in runs],
         "KV cache, MB": [run["kv_bytes"] / 1e6 for run in runs],
@@ -110,10 +110,10 @@ def ask_speech(loaded: Any) -> Generator[str, None, tuple[list[dict[str, Any]], 
         read_now = result.tokens_seen - len(speech.ids)
         runs.append(_record(f"question {number}", result, read_now, question=question.text, found=found))
     lead = (
-        f"{document.title}: {first.document_tokens:,} tokens. The model read the speech once, in {speech.seconds:.1f} "
-        f"seconds, and each question went on from a copy of what it had kept, so only the question itself had to be read. "
-        "The answers are shown as they came. The model is a very small one: it looks facts up, and sometimes "
-        "embroiders them; questions that need understanding are beyond it."
+        f"{document.title}: {first.document_tokens:,} tokens. The model read the speech once, in "
+        f"{speech.seconds:.1f} seconds; each question went on from a copy of what it had kept of it, so that only the "
+        "question itself was read. The answers are shown as they came. The model is a very small one: it looks facts "
+        "up, and sometimes embroiders them; questions that need understanding are beyond it."
     )
     return runs, Chapter("Three questions about a speech", lead, cards)
 
@@ -139,16 +139,17 @@ def find_passkeys(loaded: Any) -> Generator[str, None, tuple[list[dict[str, Any]
         verdict = "found" if found else "not found"
         answer = " ".join(result.text.split())
         yield f"{verdict:<10} {answer}\n"
-        rows.append((name, f"{cell.depth:.0f}%", cell.key, answer, verdict))
+        rows.append((name, f"{cell.depth:.0f}%", cell.key, verdict, answer))
         title = f"passkey in {name}, {cell.depth:.0f}%"
         runs.append(_record(title, result, result.tokens_seen, key=cell.key, depth=cell.depth, found=found))
     lead = (
-        f"A five-digit number is stated twice somewhere in {length:,} tokens: at 10, 50 and 90 per cent of the way, once "
-        "between endlessly repeated noise sentences and once in the middle of the speech. Then the model is asked for it. "
-        "Full attention keeps everything, so what is missed here is missed by the model, not by its memory."
+        f"A five-digit number is stated twice in a row in {length:,} tokens of text, at 10, 50 and 90 per cent of the "
+        "way: once among noise sentences repeated without end, once in the middle of the speech. Then the model is "
+        "asked for it. Full attention keeps everything, so what is missed here was missed by the model, not by its "
+        "memory; the speech is the harder text, for it has numbers of its own."
     )
-    head = ("hidden in", "depth", "key", "answer", "verdict")
-    return runs, Chapter("A passkey hidden at three depths", lead, [Table("Six passkeys", head, rows)])
+    head = ("hidden in", "depth", "key", "verdict", "answer")
+    return runs, Chapter("A passkey hidden at three depths", lead, [Table("Six passkeys", head, rows, prose="answer")])
 
 
 def holds(answer: str, fact: str) -> bool:

@@ -26,6 +26,8 @@ class Table:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: str = ""
+    """the head of a column that holds sentences: set left and broken into lines"""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ blockquote { margin: .6rem 0; padding-left: .8rem; border-left: 3px solid var(--
 .wide { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 caption { text-align: left; padding-bottom: .4rem; } td, th { padding: .35rem .7rem .35rem 0; text-align: right;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } thead th { color: var(--dim); font-weight: 600; }
-figure { margin: 1.2rem 0; } figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
+th:first-child, .prose { text-align: left; }
+td.prose { white-space: normal; min-width: 13rem; } thead th { color: var(--dim); font-weight: 600; }
+figure { margin: 1.2rem 0; } figure svg { display: block; width: 100%;
+  min-width: 36rem; height: auto; color: var(--ink); }
 pre, code { font-family: ui-monospace, monospace; font-size: .88rem; } dd { margin: 0; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .92rem; } dt { color: var(--dim); }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem;
+  overflow-x: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .92rem; }
+dt { color: var(--dim); }
 """
 
 
@@ -120,14 +126,16 @@ def _answer(block: Answer) -> str:
 
 def _table(block: Table) -> str:
     """Return a table; cells that say found or not found are coloured."""
-    colour = {"found": ' class="good"', "not found": ' class="bad"'}
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in block.head)
+    verdicts = {"found": ' class="good"', "not found": ' class="bad"'}
+    looks = [' class="prose"' if name == block.prose else "" for name in block.head]
+    head = "".join(f'<th scope="col"{look}>{escape(name)}</th>' for name, look in zip(block.head, looks, strict=True))
     rows = []
     for first, *others in block.rows:
-        cells = "".join(f"<td{colour.get(cell, '')}>{escape(cell)}</td>" for cell in others)
+        pairs = zip(others, looks[1:], strict=True)
+        cells = "".join(f"<td{verdicts.get(cell, look)}>{escape(cell)}</td>" for cell, look in pairs)
         rows.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
     return (
-        f'<div class="wide"><table><caption>{escape(block.caption)}</caption>'
+        f'<div class="wide" tabindex="0"><table><caption>{escape(block.caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -135,4 +143,5 @@ def _table(block: Table) -> str:
 def _plot(block: Plot) -> str:
     """Return a plot drawn in place, with links to its files."""
     links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in block.files)
-    return f"<figure>{block.svg}<figcaption>{escape(block.caption)} ({links})</figcaption></figure>"
+    caption = f"<figcaption>{escape(block.caption)} ({links})</figcaption>"
+    return f'<figure><div class="wide" tabindex="0">{block.svg}</div>{caption}</figure>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from typing import Any
 _INK = "#010203"
 
 
-def bars(labels: Sequence[str], panels: dict[str, Sequence[float]], file: Path) -> str:
+def bars(labels: Sequence[str], panels: Mapping[str, Sequence[float]], file: Path) -> str:
     """Draw one panel of horizontal bars per entry of ``panels``; write ``file`` as .png and .svg.
 
     Returns:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-# Before torch, tokenizers and the hub client are imported: they read these once.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Before torch, tokenizers and the hub client are imported: they read these once. On tiny tensors a second thread
+# costs more than it brings; `real` tests get all cores, and a test about threads asks for its own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -68,9 +69,15 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _closed_house(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _shared_home: Path
 ) -> Iterator[None]:
-    """Keep a test that is not ``real`` off the network and out of the user's cache."""
+    """Keep a test that is not ``real`` off the network and out of the user's cache; give ``real`` ones all cores."""
     if request.node.get_closest_marker("real"):
+        import torch
+
+        monkeypatch.delenv("OMP_NUM_THREADS")  # for the programs it starts
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count() or 1)
         yield
+        torch.set_num_threads(threads)
         return
     monkeypatch.setenv("LONGSCOPE_HOME", str(_shared_home))
     for name in ("connect", "connect_ex"):

@@ -17,10 +17,11 @@ LINTS = {
     "ruff format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
 }
+#: title -> (marks, further options); small tests share the cores, one process each, big ones use all cores in turn
 SUITES = {
-    "unit tests": "not real and not browser and not gpu",
-    "real models and data": "real and not browser and not gpu",
-    "browser tests": "browser and not gpu",
+    "unit tests": ("not real and not browser and not gpu", ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]),
+    "real models and data": ("real and not browser and not gpu", []),
+    "browser tests": ("browser and not gpu", []),
 }
 
 
@@ -59,13 +60,13 @@ def main() -> int:
         code, seconds = run(title, command)
         total["failed"] += code != 0
         lines.append(f"{title:<22}{'failed' if code else 'ok':<42}{seconds:8.1f} s")
-    for title, marks in SUITES.items():
+    for title, (marks, options) in SUITES.items():
         if title == "browser tests" and not any(map(shutil.which, CHROMIUM)):
             remarks.append("browser tests did not run: no Chromium here")
             continue
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
-            command = ["pytest", "-m", marks, "--durations=5", f"--junitxml={report}", *sys.argv[1:]]
+            command = ["pytest", *options, "-m", marks, "--durations=5", f"--junitxml={report}", *sys.argv[1:]]
             code, seconds = run(title, command)
             # Exit code 5: nothing was collected, which only the unit suite may not afford.
             empty = code == 5 and title != "unit tests"

@@ -83,25 +83,27 @@ def _call(
         raise NotImplementedError(f"the native backend runs on CPUs, received tensors on {q.device}")
     if dtype is not torch.float32 and dtype is not torch.bfloat16:
         raise NotImplementedError(f"the native backend computes fp32 and bf16, received {dtype}")
-    (batch, heads, n, d), (_, kv_heads, m, _) = q.shape, k.shape
-    if v.shape[3] != d:
-        raise NotImplementedError(
-            f"the native backend needs values of {d} numbers like its keys, received {v.shape[3]}"
-        )
+    shape, key_shape, value_shape = q.shape, k.shape, v.shape
+    (batch, heads, n, d), (_, kv_heads, m, _) = shape, key_shape
+    if value_shape[3] != d:
+        raise NotImplementedError(f"the native backend needs values of {d} numbers, received {value_shape[3]}")
     # The C code trusts these: a mismatch that slips past ``checks`` must not become a read outside the tensors.
-    if k.shape != v.shape or k.shape[3] != d or k.shape[0] != batch or heads % kv_heads:
-        raise ValueError(f"q, k and v do not fit together: {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    if key_shape != value_shape or key_shape[3] != d or key_shape[0] != batch or heads % kv_heads:
+        raise ValueError(f"q, k, v do not fit together: {list(shape)}, {list(key_shape)}, {list(value_shape)}")
     if k.dtype is not dtype or v.dtype is not dtype or not (k.is_cpu and v.is_cpu):
-        raise TypeError(f"q, k and v must share dtype and device, received {dtype}, {k.dtype}, {v.dtype}")
+        raise TypeError(f"q, k, v must share dtype and device, received {dtype}, {k.dtype}, {v.dtype}")
     attention = _attention()
-    (q, q_step), (k, k_step), (v, v_step) = _rows(q), _rows(k), _rows(v)
+    q, q_step = _rows(q)
+    k, k_step = _rows(k)
+    v, v_step = _rows(v)
     # The layout of q is kept: what comes out of a transposed view goes back into one without a copy.
     out = torch.empty_like(q)
+    out_step = out.stride()
+    if out_step[3] != 1:
+        out = q.new_empty(shape)
+        out_step = out.stride()
     if out.numel() == 0:
         return out
-    _, out_step = rows = _rows(out)
-    if rows[0] is not out:
-        out, out_step = _rows(q.new_empty(q.shape))
     where, count, parts = 0, 0, None
     if spec.lengths is not None or spec.cu_seqlens is not None:
         parts = array.array("q", [number for part in segments(spec, batch, n, m) or () for number in part])

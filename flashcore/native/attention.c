@@ -1,6 +1,7 @@
-/* Attention on CPUs: FlashAttention-2's tiling (Dao 2023), forward only, one work item per block of queries of one
-   key-value head. All query heads of a group are rows of the same item, so keys and values are packed and read once
-   for the group. Few queries split over the keys instead, and the parts are merged by their totals (flash decoding). */
+/* Attention on CPUs: FlashAttention-2's tiling (Dao 2023), forward only, one work item per block of queries of
+   one key-value head. All query heads of a group are rows of the same item, so keys and values are packed and
+   read once for the group. Few queries split over the keys instead, and the parts are merged by their totals
+   (flash decoding). */
 #include <math.h>
 #include <stdlib.h>
 #include <time.h>
@@ -49,7 +50,7 @@ typedef struct {
 #define MAX_ITEM_ROWS 192
 #define FEW_ROWS 32                    /* up to here nothing is packed and the keys are split */
 #define SPLIT_KEYS 512
-#define SERIAL_COST 1.5e6              /* multiply-adds below which a second thread does not pay for waking it */
+#define SERIAL_COST 0.8e6              /* multiply-adds below which a second thread does not pay for waking it */
 
 static int64_t up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -195,7 +196,8 @@ static int make_plan(Plan *plan, const Call *call) {
     plan->threads = plan->cost < SERIAL_COST ? 1 : call->threads;
     const Shape *shape = &plan->shape;
     plan->block_rows = rows;
-    plan->scratch_words = up(rows * (shape->head_dim + shape->width + LANES + 5) + LANES, LANES) + 2 * ROWS * KEYS + shape->words;
+    plan->scratch_words = up(rows * (shape->head_dim + shape->width + LANES + 5) + LANES, LANES);
+    plan->scratch_words += 2 * ROWS * KEYS + shape->words;
     return DONE;
 }
 

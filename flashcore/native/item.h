@@ -20,14 +20,15 @@ INLINE uint16_t to_bf16(float x) {
 
 /* Copy a row of queries in the form its item needs, times the sign of the scale. */
 static void load_query(const Shape *shape, const Rows *rows, const char *from, float sign, float *to) {
+    const int64_t d = shape->head_dim;
     if (rows->kind == PAIRS)
-        for (int64_t c = 0; c < shape->head_dim; c++) ((uint16_t *)to)[c] = to_bf16(read_number(from + 2 * c, 2) * sign);
+        for (int64_t c = 0; c < d; c++) ((uint16_t *)to)[c] = to_bf16(read_number(from + 2 * c, 2) * sign);
     else if (shape->kind == FP32)
-        for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 4 * c, 4) * sign;
+        for (int64_t c = 0; c < d; c++) to[c] = read_number(from + 4 * c, 4) * sign;
     else if (rows->direct)
-        for (int64_t c = 0; c < shape->head_dim; c++) to[direct_place(shape, c)] = read_number(from + 2 * c, 2) * sign;
+        for (int64_t c = 0; c < d; c++) to[direct_place(shape, c)] = read_number(from + 2 * c, 2) * sign;
     else
-        for (int64_t c = 0; c < shape->head_dim; c++) to[c] = read_number(from + 2 * c, 2) * sign;
+        for (int64_t c = 0; c < d; c++) to[c] = read_number(from + 2 * c, 2) * sign;
 }
 
 /* Start an item. Rows are ordered by position, then head, so that neighbours see nearly the same keys. */

@@ -40,16 +40,18 @@ INLINE void pack_keys(const int kind, const Shape *shape, const char *keys, int6
 }
 
 /* Pack values as one [KEYS (or pairs of keys)][panel width] after the other. */
-INLINE void pack_values(const int kind, const Shape *shape, const char *values, int64_t step, int64_t count, float *to) {
+INLINE void pack_values(const int kind, const Shape *shape, const char *values, int64_t step, int64_t count,
+                        float *to) {
     const int together = kind == PAIRS ? 2 : 1, source = kind == FP32 ? FP32 : BF16;
+    const int64_t d = shape->head_dim;
     for (int64_t panel = 0; panel < panels(shape); panel++) {
         const int64_t start = panel_start(shape, panel), stop = panel_start(shape, panel + 1);
         for (int64_t key = 0; key < count; key += together)
             for (int64_t column = start; column < stop; column += LANES, to += LANES) {
-                vf packed = load_words(source, values + key * step, column, shape->head_dim);
+                vf packed = load_words(source, values + key * step, column, d);
                 if (kind == PAIRS) {
                     vf next = {0};
-                    if (key + 1 < count) next = load_words(source, values + (key + 1) * step, column, shape->head_dim);
+                    if (key + 1 < count) next = load_words(source, values + (key + 1) * step, column, d);
                     packed = (vf)((vu)packed >> 16 | (vu)next);
                 }
                 v_store(to, packed);

@@ -145,7 +145,7 @@ def test_the_closing_line_counts_what_pytest_reports(
     (tmp_path / "test_suite.py").write_text(SUITE)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "LINTS", {"fine": ["this"]})
-    monkeypatch.setattr(runner, "SUITES", {"unit tests": "not real", "real models and data": "real"})
+    monkeypatch.setattr(runner, "SUITES", {"unit tests": ("not real", []), "real models and data": ("real", [])})
     monkeypatch.setattr("sys.argv", ["run.py", "-p", "no:cacheprovider"])
     assert runner.main() == 1
     last = capfd.readouterr().out.splitlines()[-1]
@@ -159,7 +159,7 @@ def test_the_closing_line_says_when_browser_tests_did_not_run(
     (tmp_path / "test_suite.py").write_text("def test_right(): pass")
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "LINTS", {"no such lint": ["no_such_module"]})
-    monkeypatch.setattr(runner, "SUITES", {"unit tests": "not real", "browser tests": "browser"})
+    monkeypatch.setattr(runner, "SUITES", {"unit tests": ("not real", []), "browser tests": ("browser", [])})
     monkeypatch.setattr(runner, "CHROMIUM", ("no-such-browser",))
     monkeypatch.setattr("sys.argv", ["run.py", "-p", "no:cacheprovider"])
     assert runner.main() == 1
