@@ -60,7 +60,9 @@ def candidates(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Attentio
     """Return what ``auto`` tries, fastest first; the last one honours every option."""
     if q.device.type == "cpu":
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        return ("sdpa",) if learns else ("native", "sdpa")
+        # AMX tiles, which torch's bf16 kernel uses and ours does not, outrun our vector units on many queries.
+        tiles = q.dtype is torch.bfloat16 and q.shape[2] > 32 and torch.cpu._is_amx_tile_supported()
+        return ("sdpa",) if learns or (tiles and plain(q, k, spec)) else ("native", "sdpa")
     if q.device.type == "cuda":
         # torch's own CUDA kernel beats FlexAttention where it has every option of the call.
         return ("flash", "sdpa") if plain(q, k, spec) else ("flash", "flex", "sdpa")

@@ -44,7 +44,7 @@ typedef struct {
     Item *items;
     float *memory;                     /* packed tiles and parts, then scratch of each thread */
     int64_t memory_words;
-    int threads;
+    int threads, packs;
 } Plan;
 
 #define MAX_ITEM_ROWS 192
@@ -124,9 +124,10 @@ static void plan_segment(Plan *plan, Segment *s, int64_t block) {
         s->chunk = up(most(SPLIT_KEYS, span / 16), KEYS);
         s->chunks = (span + s->chunk - 1) / s->chunk;
         s->part = plan->memory_words;
-        plan->memory_words += up(call->kv_heads * s->chunks * rows * (plan->shape.width + 2), LANES);
+        plan->memory_words += up(call->kv_heads * (1 + s->chunks * rows * (plan->shape.width + 2)), LANES);
     } else if (s->queries > 2 * s->block) {
         s->pack = plan->memory_words;
+        plan->packs = 1;
         plan->memory_words += call->kv_heads * ((s->keys + KEYS - 1) / KEYS) * plan->shape.words;
     }
     plan->item_count += call->kv_heads * ((s->queries + s->block - 1) / s->block) * s->chunks;

@@ -72,10 +72,13 @@ static void store_row(const Plan *plan, const Segment *s, int64_t kv_head, int64
             total == 0 ? -__builtin_inff() : peak * 0.6931471805599453f + logf(total);
 }
 
-/* Parts of a split segment: for each head, chunk and row an output row, its total and its peak. */
+/* Parts of a split segment: for each head how many of its chunks are done, then for each head, chunk and row an
+   output row, its total and its peak. */
+static int32_t *chunks_done(const Plan *plan, const Segment *s) { return (int32_t *)(plan->memory + s->part); }
 static float *part_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t chunk, int64_t r) {
     const int64_t rows = s->queries * plan->group;
-    return plan->memory + s->part + ((kv_head * s->chunks + chunk) * rows + r) * (plan->shape.width + 2);
+    const int64_t index = (kv_head * s->chunks + chunk) * rows + r;
+    return plan->memory + s->part + plan->call->kv_heads + index * (plan->shape.width + 2);
 }
 
 static void finish_row(const Plan *plan, const Item *item, const Rows *rows, int64_t r) {
@@ -89,6 +92,23 @@ static void finish_row(const Plan *plan, const Item *item, const Rows *rows, int
     float *part = part_row(plan, s, item->kv_head, item->chunk, r);
     memcpy(part, rows->out + r * width, width * sizeof(float));
     part[width] = total, part[width + 1] = rows->peaks[r];
+}
+
+/* Add the parts of one row, each weighted by how far its peak lies below the highest. */
+static void merge_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t r) {
+    const int64_t width = plan->shape.width;
+    float *sum = part_row(plan, s, kv_head, 0, r), peak = NOTHING_SEEN, total = 0;
+    for (int64_t chunk = 0; chunk < s->chunks; chunk++) {
+        const float other = part_row(plan, s, kv_head, chunk, r)[width + 1];
+        peak = other > peak ? other : peak;
+    }
+    for (int64_t chunk = 0; chunk < s->chunks; chunk++) {
+        const float *part = part_row(plan, s, kv_head, chunk, r);
+        const float shrink = exp2f(part[width + 1] - peak);
+        total += part[width] * shrink;
+        for (int64_t c = 0; c < width; c++) sum[c] = (chunk ? sum[c] : 0) + part[c] * shrink;
+    }
+    store_row(plan, s, kv_head, r, sum, total, peak);
 }
 
 /* The tile that starts at `key`, where the caller has it. */
@@ -126,23 +146,10 @@ static void run_item(const Plan *plan, const Item *item, Rows *rows) {
         }
     }
     for (int64_t r = 0; r < count; r++) finish_row(plan, item, rows, r);
-}
-
-/* Add the parts of one row, each weighted by how far its peak lies below the highest. */
-static void merge_row(const Plan *plan, const Segment *s, int64_t kv_head, int64_t r) {
-    const int64_t width = plan->shape.width;
-    float *sum = part_row(plan, s, kv_head, 0, r), peak = NOTHING_SEEN, total = 0;
-    for (int64_t chunk = 0; chunk < s->chunks; chunk++) {
-        const float other = part_row(plan, s, kv_head, chunk, r)[width + 1];
-        peak = other > peak ? other : peak;
-    }
-    for (int64_t chunk = 0; chunk < s->chunks; chunk++) {
-        const float *part = part_row(plan, s, kv_head, chunk, r);
-        const float shrink = exp2f(part[width + 1] - peak);
-        total += part[width] * shrink;
-        for (int64_t c = 0; c < width; c++) sum[c] = (chunk ? sum[c] : 0) + part[c] * shrink;
-    }
-    store_row(plan, s, kv_head, r, sum, total, peak);
+    if (s->part < 0) return;
+    /* Whoever finishes last merges: a barrier would cost far more than the merge where cores are shared. */
+    if (__atomic_add_fetch(chunks_done(plan, s) + item->kv_head, 1, __ATOMIC_ACQ_REL) == s->chunks)
+        for (int64_t r = 0; r < count; r++) merge_row(plan, s, item->kv_head, r);
 }
 
 static void pack_all(const Plan *plan, const Segment *s) {
@@ -155,13 +162,11 @@ static void pack_all(const Plan *plan, const Segment *s) {
     }
 }
 
-static void merge_all(const Plan *plan, const Segment *s) {
-    const int64_t rows = s->queries * plan->group;
-#pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < plan->call->kv_heads * rows; i++) merge_row(plan, s, i / rows, i % rows);
-}
-
 static void run(const Plan *plan) {
+    const int64_t segments = plan->call->segment_count;
+    for (int64_t i = 0; i < segments; i++)
+        if (plan->segments[i].part >= 0)
+            memset(chunks_done(plan, plan->segments + i), 0, plan->call->kv_heads * sizeof(int32_t));
 #pragma omp parallel num_threads(plan->threads) if (plan->threads > 1)
     {
         int thread = 0;
@@ -169,14 +174,13 @@ static void run(const Plan *plan) {
         thread = omp_get_thread_num();
 #endif
         Rows rows = thread_rows(plan, thread);
-        const int64_t segments = plan->call->segment_count;
         for (int64_t i = 0; i < segments; i++)
             if (plan->segments[i].pack >= 0) pack_all(plan, plan->segments + i);
+        if (plan->packs) {
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
+        }
+#pragma omp for schedule(dynamic, 1) nowait
         for (int64_t i = 0; i < plan->item_count; i++) run_item(plan, plan->items + i, &rows);
-        for (int64_t i = 0; i < segments; i++)
-            if (plan->segments[i].part >= 0) merge_all(plan, plan->segments + i);
     }
 }
 

@@ -13,9 +13,8 @@ import longllm
 
 
 def edit(file: Path, **changes: object) -> None:
-    """Change entries of a JSON file; None removes one."""
-    content = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    """Change entries of a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def refusal(folder: Path | str, **options: str) -> str:
