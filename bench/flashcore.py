@@ -40,14 +40,12 @@ def kernel(lengths: list[int], runs: int) -> Iterator[Row]:
     for name, dtype in DTYPES.items():
         for n in lengths:
             q, k, v = tensors(n, n, dtype)
-            # Few runs of the long ones: a pair at 16K takes seconds.
-            count = max(20, runs) if n <= 4096 else runs
             for kind, spec in (("causal", AttentionSpec(causal=True)), ("full", AttentionSpec())):
                 causal = spec.causal
                 result = duel(
                     lambda: attention(q, k, v, spec),  # noqa: B023
                     lambda: scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True),  # noqa: B023
-                    count,
+                    runs,
                 )
                 yield {"part": "kernel", "kind": kind, "dtype": name, "length": n, **result.row()}
             one = q[:, :, -1:].contiguous()
@@ -55,7 +53,7 @@ def kernel(lengths: list[int], runs: int) -> Iterator[Row]:
             result = duel(
                 lambda: attention(one, k, v, AttentionSpec(causal=True)),  # noqa: B023
                 lambda: scaled_dot_product_attention(packed, k, v),  # noqa: B023
-                max(40, runs),
+                2 * runs,
             )
             yield {"part": "kernel", "kind": "one query", "dtype": name, "length": n, **result.row()}
 
@@ -139,7 +137,7 @@ def model(lengths: list[int], runs: int) -> Iterator[Row]:
                 difference = (prefill("ours").float() - prefill("theirs").float()).abs().max()
                 result = duel(lambda: prefill("ours"), lambda: prefill("theirs"), runs if n <= 2048 else 3, 0)
                 yield {**base, "kind": "prefill", **result.row(), "max_logit_difference": round(float(difference), 4)}
-                result = duel(lambda: step("ours"), lambda: step("theirs"), max(20, runs))
+                result = duel(lambda: step("ours"), lambda: step("theirs"), 2 * runs)
                 yield {**base, "kind": "decode", **result.row()}
 
 
