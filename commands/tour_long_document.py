@@ -145,7 +145,7 @@ def find_passkeys(loaded: Any) -> Generator[str, None, tuple[list[dict[str, Any]
     lead = (
         f"A five-digit number is stated twice in a row in {length:,} tokens of text, at 10, 50 and 90 per cent of the "
         "way: once among noise sentences repeated without end, once in the middle of the speech. Then the model is "
-        "asked for it. Full attention keeps everything, so what is missed here was missed by the model, not by its "
+        "asked for it. Full attention keeps everything, so what is missed here is missed by the model, not by its "
         "memory; the speech is the harder text, for it has numbers of its own."
     )
     head = ("hidden in", "depth", "key", "verdict", "answer")

@@ -14,7 +14,8 @@ from longllm.prompts import encode
 INSTRUCTION = "An important number is hidden in the text below. Find it and remember it: you will be asked for it.\n\n"
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 KEY = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
-QUESTION = "\n\nWhat is the pass key?"
+# Asked simply for the pass key, SmolLM2-135M sometimes explains what a pass key is.
+QUESTION = "\n\nWhat are the digits of the pass key?"
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,15 @@ def test_every_attention_path_gives_the_same_answer(
 
 
 def test_loading_keeps_transformers_settings(tiny_folder: Path) -> None:
-    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    longllm.load(tiny_folder, dtype="fp32", attention="sdpa")
-    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
+    usual = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_info()
+    transformers_logging.enable_progress_bar()
+    try:
+        longllm.load(tiny_folder, dtype="fp32", attention="sdpa")
+        assert transformers_logging.get_verbosity() == transformers_logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.set_verbosity(usual)
 
 
 @pytest.mark.parametrize("option", ["dtype", "attention", "device"])
