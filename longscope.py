@@ -58,7 +58,7 @@ def usage(verb: str = "") -> str:
         *(f"  longscope {name:<{width}}  {line}" for name, line in chosen.items()),
         "",
         "Every command takes --json: one line of JSON, the last on stdout, instead of text.",
-        'try: longscope ask --doc sotu/1963 "What does the President propose about taxes?"',
+        'try: longscope ask --doc sotu/1963 "Who gave his life over the island of Cuba?"',
     ]
     return "\n".join(lines)
 

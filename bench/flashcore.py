@@ -1,6 +1,6 @@
 """flashcore against what a user would run instead: torch's kernel, transformers' eager attention, a whole model.
 
-    python -m bench.flashcore                    all three parts, about 20 minutes on two cores
+    python -m bench.flashcore                    all three parts, about 15 minutes on two cores
     python -m bench.flashcore --parts kernel     one part: kernel, options or model
     python -m bench.flashcore --quick            short lengths and few runs, to see that it works
 
@@ -28,6 +28,8 @@ from flashcore.backends import available
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Row = dict[str, Any]
+#: A prefill of 8K tokens takes both sides nearly a minute, and its times vary little.
+PREFILL_PAIRS = 3
 
 
 def tensors(n: int, m: int, dtype: torch.dtype, heads: int = HEADS, kv_heads: int = KV_HEADS, d: int = HEAD_DIM) -> Any:
@@ -138,7 +140,7 @@ def model(lengths: list[int], runs: int) -> Iterator[Row]:
                     return loaded(token, past_key_values=cache, position_ids=position).logits
 
                 difference = (prefill("ours").float() - prefill("theirs").float()).abs().max()
-                result = duel(lambda: prefill("ours"), lambda: prefill("theirs"), max(3, runs // 4), 0)
+                result = duel(lambda: prefill("ours"), lambda: prefill("theirs"), PREFILL_PAIRS, 0)
                 yield {**base, "kind": "prefill", **result.row(), "max_logit_difference": round(float(difference), 4)}
                 result = duel(lambda: step("ours"), lambda: step("theirs"), 2 * runs)
                 yield {**base, "kind": "decode", **result.row()}

@@ -113,7 +113,8 @@ def ask_speech(loaded: Any) -> Generator[str, None, tuple[list[dict[str, Any]], 
         f"{document.title}: {first.document_tokens:,} tokens. The model read the speech once, in "
         f"{speech.seconds:.1f} seconds; each question went on from a copy of what it had kept of it, so that only the "
         "question itself was read. The answers are shown as they came. The model is a very small one: it looks facts "
-        "up, and sometimes embroiders them; questions that need understanding are beyond it."
+        "up, and sometimes embroiders them; these three questions were picked from thirteen because it finds them, "
+        "and most of the others, which need understanding, are beyond it."
     )
     return runs, Chapter("Three questions about a speech", lead, cards)
 
@@ -146,7 +147,8 @@ def find_passkeys(loaded: Any) -> Generator[str, None, tuple[list[dict[str, Any]
         f"A five-digit number is stated twice in a row in {length:,} tokens of text, at 10, 50 and 90 per cent of the "
         "way: once among noise sentences repeated without end, once in the middle of the speech. Then the model is "
         "asked for it. Full attention keeps everything, so what is missed here is missed by the model, not by its "
-        "memory; the speech is the harder text, for it has numbers of its own."
+        "memory; the speech is the harder text, for it has numbers of its own. The wording of the question is the "
+        "best of nine that were tried on such texts."
     )
     head = ("hidden in", "depth", "key", "verdict", "answer")
     return runs, Chapter("A passkey hidden at three depths", lead, [Table("Six passkeys", head, rows, prose="answer")])

@@ -44,8 +44,8 @@ def cpu_dtype(requested: torch.dtype | str | None = None) -> torch.dtype:
 def has_fast_bf16() -> bool:
     """Say whether this processor's bf16 units beat its fp32 ones.
 
-    The instruction set alone does not tell: AVX512-BF16 doubles or quadruples fp32 on some processors and halves it
-    on others (first Xeons without their AMX tiles enabled), so two small products are timed once per process.
+    The instruction set alone does not tell: AVX512-BF16 quadruples fp32 on some processors and halves it on others
+    (Xeons whose AMX tiles a virtual machine hides), so two small products are timed once per process.
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
@@ -54,13 +54,21 @@ def has_fast_bf16() -> bool:
 
 
 @functools.cache
-def gemm_seconds(size: int = 512, repeats: int = 5) -> dict[torch.dtype, float]:
-    """Return the best time of a ``size``-cubed matrix product per dtype, the two dtypes alternating."""
+def gemm_seconds(size: int = 256, repeats: int = 20) -> dict[torch.dtype, float]:
+    """Return the best time of a ``size``-cubed matrix product per dtype, the two alternating, on one thread.
+
+    One thread and the best of many short runs: the answer must not depend on what else the machine is doing.
+    """
     fastest = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     operands = {dtype: torch.ones(size, size, dtype=dtype) for dtype in fastest}
-    for _ in range(repeats + 1):
-        for dtype, operand in operands.items():
-            start = time.perf_counter()
-            operand @ operand
-            fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(repeats):
+            for dtype, operand in operands.items():
+                start = time.perf_counter()
+                operand @ operand
+                fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return fastest

@@ -47,7 +47,8 @@ class GrowingLayer(DynamicLayer):
         """Return buffers that hold the first ``held`` tokens and have room for ``total``."""
         if self.buffers is not None and self.owns_keys(self.buffers[0]) and self.buffers[0].shape[2] >= total:
             return self.buffers
-        size = max(self.capacity, total + GROWTH - 1 if held else total)
+        room = total + GROWTH - 1 if held else total
+        size = self.capacity if self.capacity >= total else room
         buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (key_states, value_states))
         for buffer, old in zip(buffers, (self.keys, self.values), strict=True):
             if held and old is not None:
