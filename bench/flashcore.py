@@ -69,7 +69,8 @@ MEMORY = """
 import torch
 from bench.flashcore import eager_call, our_call, tensors
 q, k, v = tensors({n}, {n}, torch.float32, 4, 1, 64)
-our_call(*(x[:, :, :64] for x in (q, k, v)), {options})()
+few = [x[:, :, :64] for x in (q, k, v)]
+our_call(*few, {options})(), eager_call(*few, {options})()  # both have loaded their libraries
 mark()
 {side}(q, k, v, {options})()
 """
