@@ -71,9 +71,8 @@ def candidates(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Attentio
 
 def plain(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec) -> bool:
     """Say whether torch's kernel has all options of the call: no raggedness, window, softcap, mask or offset."""
-    bare = spec.softcap is None and spec.window is None and spec.mask is None
     square = not spec.causal or q.shape[2] in (1, k.shape[2])
-    return bare and square and spec.lengths is None and spec.cu_seqlens is None
+    return spec.is_bare() and square and spec.lengths is None and spec.cu_seqlens is None
 
 
 @functools.cache

@@ -77,6 +77,14 @@ class AttentionSpec:
         left, right = self.window if isinstance(self.window, tuple) else (None, None)
         return left, 0 if self.causal else right
 
+    def is_bare(self) -> bool:
+        """Say whether the call has no window, softcap or mask: what torch's own kernels know.
+
+        >>> AttentionSpec(causal=True).is_bare(), AttentionSpec(window=4).is_bare()
+        (True, False)
+        """
+        return self.window is None and self.softcap is None and self.mask is None
+
     def resolved_scale(self, head_dim: int) -> float:
         """Return the factor on q·k for heads of ``head_dim``."""
         return head_dim**-0.5 if self.scale is None else self.scale

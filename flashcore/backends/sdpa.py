@@ -17,11 +17,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
     """
     n, m = q.shape[2], k.shape[2]
     if spec.lengths is not None and one_call_serves(spec, n, m):
-        valid_q = valid_tokens(
-            spec.query_lengths if spec.query_lengths is not None else spec.lengths, n, spec.left_padded
-        )
+        padding = ~valid_tokens(spec.lengths, n, spec.left_padded)
         valid_k = None if spec.causal else valid_tokens(spec.lengths, m, spec.left_padded)[:, None, None, :]
-        return torch_kernel(q, k, v, spec, valid_k) * valid_q[:, None, :, None]
+        return torch_kernel(q, k, v, spec, valid_k).masked_fill(padding[:, None, :, None], 0.0)
     parts = segments(spec, q.shape[0], n, m)
     if parts is None:
         return attend_dense(q, k, v, spec, (0, 0, 0))
@@ -34,16 +32,11 @@ def one_call_serves(spec: AttentionSpec, n: int, m: int) -> bool:
     Right-padded causal rows hide their padding by causality alone. Rows that are wholly padding would give NaN in
     torch's kernel, so they are left to the tiles.
     """
-    if not kernel_has(spec) or n != m or spec.query_lengths is not None or spec.lengths is None:
+    if not spec.is_bare() or n != m or spec.query_lengths is not None or spec.lengths is None:
         return False
     if spec.causal:
         return not spec.left_padded
     return bool((spec.lengths > 0).all())
-
-
-def kernel_has(spec: AttentionSpec) -> bool:
-    """Say whether torch's kernel knows all options of a dense call."""
-    return spec.softcap is None and spec.window is None and spec.mask is None
 
 
 def torch_kernel(
@@ -72,7 +65,7 @@ def attend_dense(
     if n == 0 or m == 0:
         return q.new_zeros(*q.shape[:3], v.shape[3])
     # torch aligns causality top-left; only a square call or a single query means the same as bottom-right.
-    if kernel_has(spec) and (not spec.causal or n in (1, m)):
+    if spec.is_bare() and (not spec.causal or n in (1, m)):
         return torch_kernel(q, k, v, spec)
     return blockwise.attend(q, k, v, blockwise.Problem.from_spec(spec, q.shape[3], origin))
 
