@@ -195,13 +195,14 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=int, default=20, help="alternated pairs per row")
     parser.add_argument("--quick", action="store_true", help="1K and 2K tokens only, three pairs")
+    parser.add_argument("--lengths", nargs="+", type=int, help="these numbers of tokens instead of the usual ones")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     chosen = parser.parse_args()
     rows: list[Row] = []
     # Gradients are not wanted, and autograd would make some kernels keep what they need for them.
     with torch.no_grad():
         for part in chosen.parts:
-            lengths = [n for n in LENGTHS[part] if not chosen.quick or n <= 2048]
+            lengths = [n for n in chosen.lengths or LENGTHS[part] if not chosen.quick or n <= 2048]
             for row in tqdm(PARTS[part](lengths, 3 if chosen.quick else chosen.runs), desc=part, unit="row"):
                 rows.append(row)
                 tqdm.write(show(row))

@@ -8,7 +8,7 @@ import logging
 import torch
 
 from . import backends
-from .checks import check_call
+from .checks import check_call, wants_gradients
 from .spec import AttentionSpec
 
 logger = logging.getLogger("flashcore")
@@ -59,7 +59,7 @@ def attention(
 def candidates(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec) -> tuple[str, ...]:
     """Return what ``auto`` tries, fastest first; the last one honours every option."""
     if q.device.type == "cpu":
-        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        learns = wants_gradients(q, k, v)
         # AMX tiles, which torch's bf16 kernel uses and ours does not, outrun our vector units on many queries.
         tiles = q.dtype is torch.bfloat16 and q.shape[2] > 32 and torch.cpu._is_amx_tile_supported()
         return ("sdpa",) if learns or (tiles and plain(q, k, spec)) else ("native", "sdpa")

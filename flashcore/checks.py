@@ -42,6 +42,11 @@ def check_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: Attentio
         check_packed(q, k, spec)
 
 
+def wants_gradients(*tensors: torch.Tensor) -> bool:
+    """Say whether autograd will ask for the gradient of any of the tensors: forward-only paths must then refuse."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def check_lengths(name: str, lengths: torch.Tensor, batch: int, size: int) -> None:
     """Refuse per-row lengths of the wrong shape, dtype or (on CPU, where looking is free) range."""
     if lengths.shape != (batch,) or lengths.is_floating_point():

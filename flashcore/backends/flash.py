@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..checks import wants_gradients
 from ..spec import AttentionSpec
 from ..varlen import cumulative, packed_boundaries, pad, unpad, valid_tokens
 
@@ -51,7 +52,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
     if spec.lengths is None:
         out = kernels.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), **options)
         return out.transpose(1, 2)
-    if spec.query_lengths is None and q.shape[2] != k.shape[2] and not (torch.is_grad_enabled() and q.requires_grad):
+    if spec.query_lengths is None and q.shape[2] != k.shape[2] and not wants_gradients(q, k, v):
         return cache_call(kernels, q, k, v, spec, options)
     return padded_call(kernels, q, k, v, spec, options)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import masks
+from ..checks import wants_gradients
 from ..spec import AttentionSpec, MaskFunction
 from ..varlen import segments
 
@@ -23,7 +24,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
         NotImplementedError: for gradients on CPU and for torch builds without FlexAttention.
     """
     if q.device.type == "cpu":
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if wants_gradients(q, k, v):
             raise NotImplementedError("FlexAttention has no backward pass on CPU")
         q, k, v = q.detach(), k.detach(), v.detach()
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from ..checks import wants_gradients
 from ..spec import AttentionSpec
 from ..varlen import segments
 
@@ -58,6 +59,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpe
         NotImplementedError: for what the kernel lacks: index-function masks, other devices, dtypes and value sizes.
         ImportError: if it cannot be built here.
     """
+    if wants_gradients(q, k, v):
+        raise NotImplementedError("the native backend has no backward pass; use backend='sdpa'")
     return _call(q, k, v, spec, None)
 
 

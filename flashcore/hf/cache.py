@@ -8,6 +8,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ..checks import wants_gradients
+
 #: Tokens of room added when a buffer is full. Copying the cache once in 128 tokens costs far less than attending to
 #: it 128 times, and at most 127 tokens stand empty.
 GROWTH = 128
@@ -29,7 +31,7 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append [batch, kv_heads, n, d] keys and values; return all of them, [batch, kv_heads, m, d]."""
-        if torch.is_grad_enabled() and key_states.requires_grad:
+        if wants_gradients(key_states, value_states):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

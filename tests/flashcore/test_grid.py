@@ -234,3 +234,18 @@ def test_document_masks_equal_packed_sequences():
     by_mask = attention(q, k, v, AttentionSpec(causal=True, mask=masks.document(ids)))
     packed = attention(q, k, v, AttentionSpec(causal=True, cu_seqlens=torch.tensor([0, 3, 7])))
     torch.testing.assert_close(by_mask, packed)
+
+
+@pytest.mark.parametrize("learner", ["q", "k", "v"])
+def test_no_forward_only_path_drops_a_gradient(learner, stand_in, monkeypatch):
+    spec = AttentionSpec(causal=True, lengths=torch.tensor([7, 4]))
+    tensors_by_name = dict(zip("qkv", tensors(2, 4, 2, 3, 7, torch.bfloat16), strict=True))
+    tensors_by_name[learner].requires_grad_()
+    with pytest.raises(NotImplementedError, match="backward"):
+        attention(**tensors_by_name, spec=spec, backend="native")
+    monkeypatch.delattr(stand_in, "flash_attn_with_kvcache")  # forward only in the real package
+    for backend in ("flash", "sdpa", "auto"):
+        (grad,) = torch.autograd.grad(
+            attention(**tensors_by_name, spec=spec, backend=backend).float().square().sum(), tensors_by_name[learner]
+        )
+        assert grad.any()

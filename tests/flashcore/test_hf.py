@@ -257,3 +257,14 @@ def test_autocast_and_a_bare_call_work():
     expected = attention(q, q[:, :2], q[:, :2], AttentionSpec(causal=True, window=3), "reference")
     torch.testing.assert_close(out, expected.transpose(1, 2))
     assert weights is None
+
+
+def test_a_growing_cache_keeps_the_gradient_of_values_alone():
+    _, ours = pair("llama")
+    cache = GrowingCache(ours.config)
+    keys, first, second = torch.ones(1, 2, 3, 8), *(torch.ones(1, 2, 3, 8, requires_grad=True) for _ in range(2))
+    cache.update(keys, first, layer_idx=0)
+    _, values = cache.update(keys, second, layer_idx=0)
+    values.square().sum().backward()
+    assert first.grad.any()
+    assert second.grad.any()
