@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,7 +25,8 @@ class Prefix:
     """The beginning of prompts, read once: its tokens, its cache, and how long reading took."""
 
     ids: tuple[int, ...]
-    cache: GrowingCache
+    cache: Any
+    """a transformers cache that can ``fork(capacity)``, so that each prompt goes on from a copy"""
     seconds: float
 
 
@@ -153,9 +153,8 @@ def _generate(
     """Yield the pieces of an answer; return its figures."""
     begun = time.perf_counter()
     done = len(prefix.ids) if prefix else 0
-    cache = GrowingCache(loaded.model.config, capacity=len(ids))
-    if prefix:
-        _copy(prefix.cache, cache)
+    with torch.inference_mode():
+        cache = prefix.cache.fork(len(ids)) if prefix else GrowingCache(loaded.model.config, capacity=len(ids))
     logits = _read(loaded, ids[done:], done, cache, chunk, progress)
     held = cache_bytes(cache)
     prefilled = time.perf_counter()
@@ -194,20 +193,7 @@ def _generate(
     )
 
 
-@torch.inference_mode()
-def _copy(old: GrowingCache, new: GrowingCache) -> None:
-    """Fill an empty cache with what another holds."""
-    layer: Any
-    for index, layer in enumerate(old.layers):
-        if getattr(layer, "buffers", None) is not None:
-            new.update(layer.keys, layer.values, index)
-        else:
-            new.layers[index] = copy.deepcopy(layer)
-
-
-def _read(
-    loaded: LoadedModel, ids: Sequence[int], start: int, cache: GrowingCache, chunk: int, progress: bool
-) -> torch.Tensor:
+def _read(loaded: LoadedModel, ids: Sequence[int], start: int, cache: Any, chunk: int, progress: bool) -> torch.Tensor:
     """Run ``ids``, whose first position is ``start``, through the model; return the last logits [vocab]."""
     if not ids or chunk < 1:
         raise ValueError(f"need at least one token and a chunk of at least 1, got {len(ids)} and {chunk}")
@@ -224,7 +210,7 @@ def _read(
 
 
 @torch.inference_mode()
-def _forward(loaded: LoadedModel, ids: Sequence[int], start: int, cache: GrowingCache) -> torch.Tensor:
+def _forward(loaded: LoadedModel, ids: Sequence[int], start: int, cache: Any) -> torch.Tensor:
     """Run ``ids`` at positions ``start``…, adding to the cache; return the logits [vocab] after the last."""
     tokens = torch.tensor([list(ids)], device=loaded.device)
     # Explicit: transformers would otherwise take the cache's length, wrong as soon as a cache drops anything.

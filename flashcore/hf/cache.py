@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -104,6 +105,20 @@ class GrowingCache(DynamicCache):
         for layer in self.layers:
             if isinstance(layer, GrowingLayer):
                 layer.capacity = max(layer.capacity, tokens)
+
+    def fork(self, capacity: int = 0) -> GrowingCache:
+        """Return an independent copy with room for ``capacity`` tokens, so that several texts can go on from one."""
+        other = copy.copy(self)
+        other.layers = []
+        for layer in self.layers:
+            if isinstance(layer, GrowingLayer):
+                fresh = GrowingLayer(capacity)
+                if layer.keys is not None and layer.values is not None and layer.get_seq_length():
+                    fresh.update(layer.keys, layer.values)
+                other.layers.append(fresh)
+            else:
+                other.layers.append(copy.deepcopy(layer))
+        return other
 
 
 def cache_bytes(cache: Cache) -> int:

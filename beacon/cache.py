@@ -1,0 +1,300 @@
+"""A KV cache that stays within a budget: one per request, for a stock transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from beacon.budget import Budget
+from beacon.layers import CompressedLayer, WindowLayer
+from beacon.methods.base import Method
+from beacon.schedule import Schedule, Step
+from beacon.turns import Turns
+from flashcore import AttentionSpec
+from flashcore.hf.cache import GROWTH, cache_bytes
+
+Positions = Literal["original", "compact"]
+
+
+class CompressedCache(Cache):
+    """What a compression method has kept of the tokens seen so far.
+
+    Works with a stock model inside ``beacon.compressing(model)``, for any number of forward passes or ``generate``
+    calls. ``get_seq_length()`` is the number of columns seen, not of slots held, so that code which derives a position
+    from it is right all the same; positions handed to the model are checked against the true ones.
+
+    Args:
+        model: the model it is for; only its shape and RoPE speeds are read.
+        method: how slots are ranked.
+        budget: how many may stay; None = all.
+        positions: "original" = keys stay at their true positions; "compact" = kept keys are re-rotated to 0, 1, 2, …
+            at every eviction, so that a text of any length stays within the trained positions.
+        expected: tokens that each row will hold in the end, if known; a ratio then counts them from the start.
+
+    Raises:
+        ValueError: a model without full-attention layers, RoPE that cannot be re-rotated, or full with a real budget.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Method,
+        budget: Budget | None = None,
+        *,
+        positions: Positions = "original",
+        expected: int = 0,
+    ) -> None:
+        budget = budget or Budget(ratio=1)
+        if positions not in get_args(Positions):
+            raise ValueError(f"positions must be one of {', '.join(get_args(Positions))}, got {positions!r}")
+        if expected < 0:
+            raise ValueError(f"expected counts tokens and cannot be negative, got {expected}")
+        if method.name == "full" and not budget.keeps_all:
+            raise ValueError(f"the method full keeps everything; with a budget of {budget} choose another method")
+        config = model.config.get_text_config(decoder=True)
+        layers: list[Any] = []
+        self.full: list[int] = []
+        for index, layer in enumerate(DynamicCache(config=config).layers):
+            if type(layer) is DynamicLayer:
+                layers.append(CompressedLayer(len(self.full)))
+                self.full.append(index)
+            elif type(layer) is DynamicSlidingWindowLayer:
+                layers.append(WindowLayer(layer.sliding_window))
+            else:
+                raise ValueError(
+                    f"layer {index} of {config.model_type} keeps {type(layer).__name__}, not keys and values"
+                )
+        if not self.full:
+            raise ValueError(f"{config.model_type}: every layer has a sliding window, so there is nothing to compress")
+        super().__init__(layers=layers)
+        self.method, self.budget, self.positions = method, budget, positions
+        self.turns = _turns(model, config, layers) if positions == "compact" and not budget.keeps_all else {}
+        slot, fixed = _sizes(config, model.dtype.itemsize, layers, self.full)
+        self.schedule = Schedule(
+            budget, method.shares(len(self.full)), method.minimum, slot, fixed, bool(self.turns), expected
+        )
+        #: lengths of the questions at the end of the next forward pass's tokens; set by ``beacon.read``
+        self.probes: tuple[int, ...] = ()
+        self.step: Step | None = None
+        #: largest number of bytes held at any moment, the joined chunk of one layer included
+        self.peak = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the columns seen (padding included): what ``generate`` cuts its input by. Not a number of slots."""
+        return self.schedule.columns
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return key length and offset for transformers' mask; compressed layers make their own (see ``spec``)."""
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if isinstance(layer, WindowLayer):
+            length: tuple[int, int] = layer.get_mask_sizes(query_length)
+            return length
+        return self.schedule.columns + query_length, 0
+
+    @property
+    def seen(self) -> list[int]:
+        """Return how many real tokens each row has seen: the true position of its next token."""
+        return list(self.schedule.seen)
+
+    def begin(self, columns: int, mask: torch.Tensor | None, positions: torch.Tensor | None, rows: int) -> torch.Tensor:
+        """Plan a forward pass; return the positions [rows, columns] that the model is to rotate with.
+
+        Args:
+            columns: tokens given, padding and probe included.
+            mask: [rows, seen columns + columns], 0 = padding, or None.
+            positions: true positions that the caller gave, to be checked, or None.
+
+        Raises:
+            ValueError: padding that is not on the left, or positions that are not the true ones.
+        """
+        probe = sum(self.probes)
+        new = self._real_tokens(columns, probe, mask, rows)
+        step = self.schedule.plan(new, columns, self.probes)
+        first_column = [columns - probe - count for count in step.new]
+        offsets = torch.arange(columns)[None] - torch.tensor(first_column)[:, None]
+        if positions is not None:
+            true = torch.tensor(self.schedule.seen)[:, None] + offsets
+            given = positions.cpu().expand(rows, -1)
+            wrong = (given != true) & (offsets >= 0)
+            if wrong.any():
+                row, column = (int(index) for index in wrong.nonzero()[0])
+                raise ValueError(
+                    f"row {row} was given position {int(given[row, column])} for a token whose true position is "
+                    f"{int(true[row, column])}: positions count tokens seen, not slots kept"
+                )
+        self.step = step
+        for layer in self.layers:
+            layer.step = step
+        for index, layer_index in enumerate(self.full):
+            self.layers[layer_index].capacity = self._room(step, index)
+        return (torch.tensor(step.first)[:, None] + offsets).clamp(min=0)
+
+    def spec(self, layer_idx: int, keys: int) -> AttentionSpec:
+        """Return how the current queries attend the ``keys`` columns of a compressed layer."""
+        step = self._current()
+        held = step.held[self.layers[layer_idx].index]
+        lengths = [old + new + step.probe for old, new in zip(held, step.new, strict=True)]
+        queries = [new + step.probe for new in step.new]
+        if min(lengths) == keys and min(queries) == step.columns:
+            return AttentionSpec(causal=True)
+        return AttentionSpec(
+            causal=True, lengths=torch.tensor(lengths), query_lengths=torch.tensor(queries), left_padded=True
+        )
+
+    def attended(self, layer_idx: int, queries: torch.Tensor, spec: AttentionSpec) -> None:
+        """Let a compressed layer drop what the plan says, now that its attention has run."""
+        layer = self.layers[layer_idx]
+        joined = 0 if layer.joined is None else sum(tensor.nbytes for tensor in layer.joined)
+        if joined:
+            self.peak = max(self.peak, cache_bytes(self) + joined)
+        layer.settle(queries, spec, self.schedule.seen, self.method.rank, self.turns.get(layer_idx))
+
+    def end(self) -> None:
+        """Enter the forward pass into the books and check that they are true.
+
+        Raises:
+            ContractError: a layer does not hold what the plan says.
+        """
+        from beacon.contract import check_step
+
+        step = self._current()
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, WindowLayer) and index in self.turns:
+                layer.move(step.shift, self.turns[index])
+            layer.step = None
+        self.schedule.commit(step)
+        self.step, self.probes = None, ()
+        self.peak = max(self.peak, cache_bytes(self))
+        check_step(self, step)
+
+    def abandon(self) -> None:
+        """Forget a forward pass that failed; the cache is then useless and says so."""
+        self.step, self.probes = None, ()
+        self.schedule.columns = -1
+
+    def fork(self, capacity: int = 0) -> CompressedCache:
+        """Return an independent copy, so that several questions can follow the same text.
+
+        Args:
+            capacity: tokens that will be held in the end; not needed here, where the budget decides.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.layers = []
+        for layer in self.layers:
+            fresh = type(layer)(layer.index if isinstance(layer, CompressedLayer) else layer.sliding_window)
+            layer.copy_to(fresh)
+            other.layers.append(fresh)
+        other.schedule = self.schedule.copy()
+        return other
+
+    def forget(self) -> None:
+        """Drop every slot of every layer; the tokens stay seen, so the next one keeps its true position."""
+        for layer in self.layers:
+            columns = getattr(layer, "cumulative_length", 0)
+            layer.reset()
+            if isinstance(layer, WindowLayer):
+                layer.cumulative_length = columns
+        self.schedule.forget()
+
+    def true_positions(self, layer_idx: int) -> torch.Tensor:
+        """Return the true position of every slot of a compressed layer, [batch, kv_heads, slots], -1 for padding."""
+        layer = self.layers[layer_idx]
+        empty = layer.keys is None or not layer.keys.numel()
+        heads, held = (1, 0) if empty else layer.keys.shape[1:3]
+        positions: torch.Tensor = layer.positions(self.schedule.seen, [0] * len(self.schedule.seen), held, heads)
+        return positions
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Take these rows, in this order (beam search)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Take these rows, in this order."""
+        super().batch_select_indices(indices)
+        self.schedule.select(indices.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row (several answers to one prompt)."""
+        if self.schedule.seen:
+            self.batch_select_indices(torch.arange(len(self.schedule.seen)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: what was evicted for the removed tokens cannot be brought back.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a compressed cache cannot be cropped; fork() it before what may have to be undone")
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.schedule.seen, self.schedule.slots, self.schedule.next_position = [], [], []
+        self.schedule.columns, self.step, self.peak, self.probes = 0, None, 0, ()
+
+    def _current(self) -> Step:
+        """Return the step in progress."""
+        if self.step is None:
+            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+        return self.step
+
+    def _real_tokens(self, columns: int, probe: int, mask: torch.Tensor | None, rows: int) -> list[int]:
+        """Return how many of the columns before the probe are real tokens, per row."""
+        if self.schedule.columns < 0:
+            raise ValueError("an earlier forward pass on this cache failed half-way: start from a new cache or a fork")
+        if self.schedule.seen and len(self.schedule.seen) != rows:
+            raise ValueError(f"the cache holds {len(self.schedule.seen)} rows, the model was given {rows}")
+        if mask is None:
+            return [columns - probe] * rows
+        if mask.ndim != 2 or mask.shape[1] < columns:
+            raise ValueError(f"the attention mask must be [rows, tokens seen and new], got {list(mask.shape)}")
+        real = mask[:, -columns:].cpu().bool()
+        counts: list[int] = (real.sum(1) - probe).tolist()
+        started = torch.tensor(self.schedule.seen or [0] * rows) > 0
+        left = (torch.arange(columns) >= columns - real.sum(1, keepdim=True)) == real
+        if not bool(left.all()) or bool((started & ~real.all(1)).any()) or min(counts) < 0:
+            raise ValueError("rows must be padded on the left only: set tokenizer.padding_side = 'left'")
+        return counts
+
+    def _room(self, step: Step, index: int) -> int:
+        """Return the slots that buffers of a layer should have room for: never more than the budget."""
+        after = max(step.keep[index])
+        grown = after + GROWTH - 1 if max(step.held[index]) else after
+        if self.budget.keeps_all:
+            return grown
+        limit = max(step.limits[index])
+        return max(after, limit if step.evicts else min(limit, grown))
+
+
+def _sizes(config: Any, itemsize: int, layers: Sequence[Any], full: Sequence[int]) -> tuple[int, int]:
+    """Return the bytes of one slot in all full layers of a row, and the bytes of a row's sliding layers at most."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * heads * width * itemsize
+    fixed = sum((layer.sliding_window - 1) * token for layer in layers if isinstance(layer, WindowLayer))
+    # Beside keys and values each head keeps the slot's true position, 4 bytes.
+    return len(full) * (token + 4 * heads), fixed
+
+
+def _turns(model: Any, config: Any, layers: Sequence[Any]) -> dict[int, Turns]:
+    """Return what moves the keys of each layer to other positions."""
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+    shared: dict[str, Turns] = {}
+    found = {}
+    for index, kind in enumerate(kinds[: len(layers)]):
+        speeds = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
+        kept = getattr(rotary, "rope_type", "default")
+        rope_type = kept.get(kind, "default") if isinstance(kept, dict) else kept
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if speeds is None or 2 * len(speeds) != width or rope_type in ("dynamic", "longrope"):
+            raise ValueError(
+                f"compact positions need one fixed RoPE over whole heads; {config.model_type} has {rope_type!r} over "
+                f"{0 if speeds is None else 2 * len(speeds)} of {width} channels: use positions='original'"
+            )
+        found[index] = shared.setdefault(kind, Turns(speeds))
+    return found

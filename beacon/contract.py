@@ -1,0 +1,198 @@
+"""What must hold for every compressed cache, checked live: the field's commonest bugs are silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from beacon.install import compressing
+
+if TYPE_CHECKING:
+    from beacon.cache import CompressedCache
+    from beacon.schedule import Step
+
+Make = Callable[..., "CompressedCache"]
+#: largest difference of logits, relative to the largest logit, that rounding explains
+_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
+#: part of the kept slots that near-ties, decided by rounding, may change
+_TIES = 0.1
+
+
+class ContractError(ValueError):
+    """A compressed cache broke an invariant: its results must not be used."""
+
+    def __init__(self, invariant: str, fault: str) -> None:
+        super().__init__(f"compression contract broken ({invariant}): {fault}")
+        self.invariant = invariant
+
+
+def check_step(cache: CompressedCache, step: Step) -> None:
+    """Compare what the layers hold after a forward pass with what was planned; called by the cache itself.
+
+    Raises:
+        ContractError: naming layer, row and figures.
+    """
+    rows = range(len(step.new))
+    for index, layer_index in enumerate(cache.full):
+        layer, where = cache.layers[layer_index], f"layer {layer_index}"
+        keep = step.keep[index]
+        for name, tensor in (("keys", layer.keys), ("values", layer.values)):
+            if tensor.shape[0] != len(step.new) or tensor.shape[2] != max(keep):
+                raise ContractError(
+                    "bytes fell", f"{where} holds {name} of shape {list(tensor.shape)}, planned {max(keep):,} slots"
+                )
+            room = tensor.untyped_storage().nbytes() // (tensor.nbytes // tensor.shape[2])
+            most = max(*keep, *step.limits[index])
+            if not cache.budget.keeps_all and room > most:
+                raise ContractError(
+                    "bytes fell", f"{where} keeps memory for {room:,} slots of {name} alive, allowed {most:,}"
+                )
+        if not step.evicts:
+            continue
+        positions = cache.true_positions(layer_index)
+        real = positions >= 0
+        for row in rows:
+            counts, seen = real[row].sum(-1), cache.seen[row]
+            if (counts != keep[row]).any():
+                raise ContractError(
+                    "bytes fell on every sample",
+                    f"{where}, row {row} holds {int(counts.max()):,} slots, planned {keep[row]:,} of {seen:,} tokens",
+                )
+            own = positions[row][:, positions.shape[2] - keep[row] :]
+            if (own.diff(dim=-1) <= 0).any() or (own >= seen).any():
+                raise ContractError("true positions", f"{where}, row {row}: positions are not rising or not yet seen")
+
+
+def verify(model: Any, ids: Sequence[int], make: Make) -> list[str]:
+    """Run every invariant on a short text and return their names; about five short forward passes.
+
+    * **ratio 1 is the plain model**: nothing dropped, in chunks, gives the logits of a ``DynamicCache``.
+    * **bytes fell on every sample**: two rows of unequal length, half their slots dropped.
+    * **a dropped prefix is gone**: with every slot dropped, a suffix gives the logits of the suffix alone at its true
+      positions (at 0, 1, 2, … if positions are compact).
+    * **a row is itself in any batch**: the shorter of the two rows gives what it gives alone.
+
+    Args:
+        model: inside ``compressing(model)`` or not.
+        ids: at least 48 tokens of any text; the first 128 are used.
+        make: ``make(**changes)`` builds a fresh cache; ``changes`` are ``ratio`` or ``slots``.
+
+    Raises:
+        ContractError: naming the invariant that does not hold.
+        ValueError: too few tokens.
+    """
+    if len(ids) < 48:
+        raise ValueError(f"the contract needs at least 48 tokens of text, got {len(ids)}")
+    text = torch.tensor([list(ids)[:128]], device=model.device)
+    with torch.inference_mode(), compressing(model):
+        return [name for check in (_plain, _bytes, _prefix, _rows) for name in check(model, text, make)]
+
+
+def _plain(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "ratio 1 is the plain model"
+    half = text.shape[1] // 2
+    wanted = model(text, past_key_values=DynamicCache(config=model.config)).logits
+    cache = make(ratio=1)
+    got = torch.cat([model(part, past_key_values=cache).logits for part in text.split(half, dim=1)], dim=1)
+    _equal(name, got, wanted, "logits with nothing dropped")
+    yield name
+
+
+def _bytes(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "bytes fell on every sample"
+    half = text.shape[1] // 2
+    cache = make(slots=half)
+    _read(model, _batch(text), cache, half)
+    dense = DynamicCache(config=model.config)
+    model(**_batch(text), past_key_values=dense)
+    held, whole = (sum(_layer_bytes(x.layers[index]) for index in cache.full) for x in (cache, dense))
+    if held > whole * 3 / 4:
+        raise ContractError(name, f"the cache holds {held:,} bytes, the full one {whole:,}; half was allowed")
+    for row, seen in enumerate(cache.seen):
+        slots = sum(int((cache.true_positions(index)[row] >= 0).sum(-1).max()) for index in cache.full)
+        if slots > len(cache.full) * half:
+            raise ContractError(name, f"row {row} still holds {slots:,} slots of {len(cache.full)} x {seen:,} tokens")
+    yield name
+
+
+def _prefix(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "a dropped prefix is gone"
+    cut = text.shape[1] // 2
+    prefix, suffix = text[:, :cut], text[:, cut:]
+    cache = make(slots=cut)
+    model(prefix, past_key_values=cache)
+    cache.forget()
+    got = model(suffix, past_key_values=cache).logits
+    first = 0 if cache.positions == "compact" else cut
+    at = torch.arange(first, first + suffix.shape[1], device=text.device)[None]
+    wanted = model(suffix, position_ids=at, past_key_values=DynamicCache(config=model.config)).logits
+    _equal(name, got, wanted, f"logits of a suffix at positions {first}…{first + suffix.shape[1] - 1}")
+    yield name
+
+
+def _rows(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "a row is itself in any batch"
+    batch = _batch(text)
+    short = text[:, : int(batch["attention_mask"][1].sum())]
+    both, alone = (make(slots=text.shape[1] // 3) for _ in range(2))
+    next_token, first = text[:, :1], text.shape[1] // 2
+    _read(model, batch, both, first)
+    # The same chunks for the row alone: what is dropped depends on where chunks end.
+    _read(model, {"input_ids": short}, alone, first - (text.shape[1] - short.shape[1]))
+    got = model(next_token.expand(2, 1), past_key_values=both, attention_mask=_longer(batch)).logits[1]
+    wanted = model(next_token, past_key_values=alone).logits[0]
+    others = 0
+    for index in both.full:
+        mine, own = (_pairs(cache.true_positions(index)[row]) for cache, row in ((both, 1), (alone, 0)))
+        others += len(mine ^ own)
+        if len(mine ^ own) > _TIES * len(own):
+            raise ContractError(name, f"layer {index} keeps other tokens of a row in a batch than of the row alone")
+    if not others:
+        _equal(name, got, wanted, "logits of a row in a batch")
+    yield name
+
+
+def _batch(text: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the text and its first three quarters as a left-padded batch."""
+    pad = text.shape[1] // 4
+    ids = text.repeat(2, 1)
+    ids[1] = torch.cat((text[0, :1].repeat(pad), text[0, : text.shape[1] - pad]))
+    mask = torch.ones_like(ids)
+    mask[1, :pad] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _longer(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mask of a batch after one more token."""
+    return torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+
+
+def _read(model: Any, batch: dict[str, torch.Tensor], cache: CompressedCache, first: int) -> None:
+    """Run a batch through the model in two chunks, the first of ``first`` columns."""
+    columns = batch["input_ids"].shape[1]
+    for begin, end in ((0, first), (first, columns)):
+        inputs: dict[str, torch.Tensor] = {"input_ids": batch["input_ids"][:, begin:end]}
+        if "attention_mask" in batch:
+            inputs["attention_mask"] = batch["attention_mask"][:, :end]
+        model(**inputs, past_key_values=cache)
+
+
+def _pairs(positions: torch.Tensor) -> set[tuple[int, int]]:
+    """Return the (head, true position) pairs of one row's slots."""
+    return {(head, at) for head, row in enumerate(positions.tolist()) for at in row if at >= 0}
+
+
+def _layer_bytes(layer: Any) -> int:
+    """Return the memory behind a layer's keys and values."""
+    return int(layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes())
+
+
+def _equal(name: str, got: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
+    """Raise unless two sets of logits differ by rounding only."""
+    difference = float((got.float() - wanted.float()).abs().max())
+    scale = float(wanted.float().abs().max())
+    if not difference <= _TOLERANCE.get(wanted.dtype, 6e-2) * scale:
+        raise ContractError(name, f"{what} differ from the plain model's by {difference:.3g} of {scale:.3g}")

@@ -1,0 +1,99 @@
+"""Letting a stock transformers model run on compressed caches, and putting it back as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from beacon.cache import CompressedCache
+from beacon.layers import CompressedLayer
+from flashcore.hf.attention import REGISTERED, attention_layer, skip_kernel_lookup
+from flashcore.hf.masks import CallMask, call_mask
+
+NAME = "longscope_compressed"
+#: the cache of the forward pass that is running, if it is one of ours
+_ACTIVE: ContextVar[CompressedCache | None] = ContextVar("active_cache", default=None)
+
+
+@contextmanager
+def compressing(model: Any) -> Iterator[Any]:
+    """Let ``model`` use a ``CompressedCache`` as ``past_key_values``, in ``forward`` and in ``generate``.
+
+    Any other cache works as before. On leaving, attention implementation and hooks are as they were; weights are
+    never touched. Blocks may be nested.
+
+    Raises:
+        ValueError: the model is no decoder of transformers with a choice of attention implementation.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or not hasattr(model, "set_attn_implementation"):
+        raise ValueError(f"{type(model).__name__} is not a decoder of transformers: KV compression does not apply")
+    REGISTERED.add(NAME)
+    skip_kernel_lookup()
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, call_mask)
+    before = model.config._attn_implementation
+    hooks = []
+    try:
+        model.set_attn_implementation(NAME)
+        if before != NAME:  # an outer block has placed its hooks already
+            hooks.append(decoder.register_forward_pre_hook(_begin, with_kwargs=True))
+            hooks.append(decoder.register_forward_hook(_end, always_call=True))
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.set_attn_implementation(before)
+
+
+def _begin(decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before the decoder runs: plan the step and give it its positions."""
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, CompressedCache):
+        _ACTIVE.set(None)
+        return args, kwargs
+    tokens = kwargs.get("inputs_embeds")
+    if tokens is None:
+        tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+    rows, columns = tokens.shape[:2]
+    positions = cache.begin(columns, kwargs.get("attention_mask"), kwargs.get("position_ids"), rows)
+    _ACTIVE.set(cache)
+    return args, {**kwargs, "position_ids": positions.to(tokens.device), "use_cache": True}
+
+
+def _end(decoder: torch.nn.Module, args: Any, output: Any) -> None:
+    """After the decoder has run, or failed: close the step."""
+    cache = _ACTIVE.get()
+    _ACTIVE.set(None)
+    if cache is None or cache.step is None:
+        return
+    if output is None:
+        cache.abandon()
+    else:
+        cache.end()
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Run one attention layer; shapes as ``flashcore.hf.attention.attention_layer``."""
+    cache = _ACTIVE.get()
+    index = int(getattr(module, "layer_idx", -1))
+    if cache is None or not isinstance(cache.layers[index], CompressedLayer):
+        return attention_layer(module, query, key, value, attention_mask, **kwargs)
+    spec = cache.spec(index, key.shape[2])
+    output = attention_layer(module, query, key, value, CallMask(spec, key.shape[2]), **kwargs)
+    scores = {"scale": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+    cache.attended(index, query, dataclasses.replace(spec, **scores))
+    return output

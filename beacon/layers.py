@@ -1,0 +1,190 @@
+"""The layers of a compressed cache: what they hold, and how they let go of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from beacon.methods.base import LayerView, select
+from beacon.schedule import Step
+from beacon.turns import Turns
+from flashcore.hf.cache import GrowingLayer
+
+Rank = Callable[[LayerView], torch.Tensor]
+
+
+class CompressedLayer(GrowingLayer):
+    """A full-attention layer that keeps some slots of each row: keys, values and the true position of each.
+
+    Rows are left-padded. The buffers never hold more than the budget: a chunk that overflows it is joined to the kept
+    slots for one attention call, ranked, and cut down before the next layer runs.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        #: place among the full-attention layers
+        self.index = index
+        #: [batch, kv_heads, slots] int32 true positions at the last eviction, -1 for padding; later slots follow on
+        self.ranked = torch.empty(0, dtype=torch.int32)
+        self.joined: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.step: Step | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [batch, kv_heads, n, d], or join them for this call alone if slots will be dropped after it."""
+        step = self.step
+        if step is None:
+            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+        if not step.evicts and not step.probe:
+            return super().update(key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        parts = ((self.keys, key_states), (self.values, value_states))
+        keys, values = (torch.cat((old, new), dim=2) if held and old is not None else new for old, new in parts)
+        self.joined = keys, values
+        return keys, values
+
+    def settle(self, queries: torch.Tensor, spec: Any, seen: Sequence[int], rank: Rank, turns: Turns | None) -> None:
+        """Drop what the step decided to drop, once this layer's attention has run.
+
+        Args:
+            queries: [batch, heads, n, d] of this forward pass, probe included.
+            spec: how they attended.
+            seen: [row] real tokens before this step.
+            rank: the method.
+            turns: moves keys to compact positions; None = positions stay true.
+        """
+        step, joined = self.step, self.joined
+        self.step = self.joined = None
+        if step is None or joined is None:
+            return
+        keys, values = joined
+        slots = keys.shape[2] - step.probe
+        before, after = step.held[self.index], step.keep[self.index]
+        valid = [held + new for held, new in zip(before, step.new, strict=True)]
+        positions = self.positions(seen, step.new, slots, keys.shape[1])
+        chosen = None
+        if any(kept < count for kept, count in zip(after, valid, strict=True)):
+            view = LayerView(keys, values, queries, positions, spec, tuple(valid), step, self.index, len(step.keep))
+            chosen = select(rank(view), valid, after)
+        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen, step, turns)
+
+    def store(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        chosen: torch.Tensor | None,
+        step: Step,
+        turns: Turns | None,
+    ) -> None:
+        """Write the chosen slots [batch, kv_heads, kept] (all, if None) into the buffers; -1 chooses padding."""
+        slots = keys.shape[2]
+        if chosen is not None:
+            taken = chosen.clamp(min=0)
+            wide = taken[..., None].expand(-1, -1, -1, keys.shape[3])
+            kept_keys, kept_values = keys.gather(2, wide), values.gather(2, wide)
+            positions = positions.gather(2, taken).masked_fill(chosen < 0, -1)
+        else:
+            kept_keys, kept_values, taken = keys, values, None
+        if turns is not None:
+            # Slots stand right-aligned before the next position: the new place of each, less its old one.
+            count = kept_keys.shape[2]
+            shift = torch.tensor(step.shift)[:, None, None] + slots - count
+            old = torch.arange(slots).expand(*positions.shape[:2], slots) if taken is None else taken.cpu()
+            kept_keys = turns(kept_keys, torch.arange(count) - old + shift)
+        self.keys, self.values, self.ranked = None, None, positions
+        self.write(kept_keys, kept_values)
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make these [batch, kv_heads, slots, d] the whole content of the buffers."""
+        count = keys.shape[2]
+        size = max(count, self.capacity)
+        if self.buffers is None or self.buffers[0].shape[2] != size or self.buffers[0].shape[0] != keys.shape[0]:
+            self.buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (keys, values))
+        for buffer, new in zip(self.buffers, (keys, values), strict=True):
+            buffer[:, :, :count] = new
+        self.keys, self.values = (buffer[:, :, :count] for buffer in self.buffers)
+
+    def positions(self, seen: Sequence[int], new: Sequence[int], slots: int, heads: int) -> torch.Tensor:
+        """Return the true position of each of ``slots`` columns, [batch, kv_heads, slots] int32, -1 for padding.
+
+        Args:
+            seen: [row] real tokens before the current step.
+            new: [row] real tokens of the current step.
+            slots: columns held, those of the current step included.
+        """
+        tail = slots - (self.ranked.shape[2] if self.ranked.ndim == 3 else 0)
+        last = torch.tensor([old + more for old, more in zip(seen, new, strict=True)], dtype=torch.int32)
+        follow = (last[:, None] + torch.arange(-tail, 0, dtype=torch.int32)).clamp(min=-1)
+        follow = follow[:, None].expand(-1, heads, -1)
+        return follow if self.ranked.ndim != 3 else torch.cat((self.ranked, follow), dim=2)
+
+    def copy_to(self, other: CompressedLayer) -> None:
+        """Give another layer of the same shape a copy of the content."""
+        if self.keys is not None and self.values is not None and self.keys.numel():
+            other.lazy_initialization(self.keys, self.values)
+            other.capacity = self.capacity
+            other.write(self.keys, self.values)
+        other.ranked = self.ranked.clone()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Take these rows, in this order."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Take these rows, in this order."""
+        if self.keys is not None and self.values is not None and self.keys.numel():
+            keys, values = (held.index_select(0, indices.to(held.device)) for held in (self.keys, self.values))
+            self.keys, self.values = keys, values
+            self.write(keys, values)
+        if self.ranked.ndim == 3:
+            self.ranked = self.ranked.index_select(0, indices.cpu())
+
+    def reset(self) -> None:
+        """Forget all slots and free the buffers."""
+        super().reset()
+        self.ranked, self.joined, self.step = torch.empty(0, dtype=torch.int32), None, None
+
+
+class WindowLayer(DynamicSlidingWindowLayer):
+    """A sliding-window layer, which bounds itself: only a probe and moved positions need care here."""
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__(sliding_window)
+        self.step: Step | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [batch, kv_heads, n, d] and return what this call attends; a probe is not kept."""
+        step = self.step
+        if step is None:
+            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[2] - step.probe
+        whole = tuple(torch.cat(pair, dim=2) for pair in ((self.keys, key_states), (self.values, value_states)))
+        real = whole[0].shape[2] - step.probe
+        first = max(0, real - self.sliding_window + 1)
+        # Copied: a view would keep the whole chunk in memory.
+        self.keys, self.values = (tensor[:, :, first:real].clone() for tensor in whole)
+        return whole[0], whole[1]
+
+    def move(self, shift: Sequence[int], turns: Turns) -> None:
+        """Turn the kept keys by ``shift[row]`` positions: the next token's position has moved by as much."""
+        if self.keys is not None and self.keys.numel() and any(shift):
+            moves = torch.tensor(shift)[:, None, None].expand(self.keys.shape[:3])
+            self.keys = turns(self.keys, moves)
+
+    def copy_to(self, other: WindowLayer) -> None:
+        """Give another layer of the same window a copy of the content."""
+        if self.keys is not None and self.values is not None:
+            other.lazy_initialization(self.keys, self.values)
+            other.keys, other.values = self.keys.clone(), self.values.clone()
+            other.cumulative_length = self.cumulative_length

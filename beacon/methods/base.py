@@ -1,0 +1,138 @@
+"""What a compression method is: a ranking of the slots of one layer, and how layers share the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from beacon.schedule import Step
+from flashcore import AttentionSpec, attention_mass
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What one full-attention layer holds and did in one forward pass, for ranking its slots."""
+
+    keys: torch.Tensor
+    """[batch, kv_heads, m, d] after RoPE: kept slots, new tokens, then the probe"""
+    values: torch.Tensor
+    """[batch, kv_heads, m, d]"""
+    queries: torch.Tensor
+    """[batch, heads, n, d] of the new tokens and the probe"""
+    positions: torch.Tensor
+    """[batch, kv_heads, slots] int32 true positions, -1 for padding"""
+    spec: AttentionSpec
+    """how the queries attended"""
+    valid: tuple[int, ...]
+    """[row] how many slots are real: the last ones"""
+    step: Step
+    layer: int
+    """place among the full-attention layers, from 0"""
+    layers: int
+    """how many there are"""
+
+    @property
+    def slots(self) -> int:
+        """Return how many slots are to be ranked: m without the probe."""
+        return self.keys.shape[2] - self.step.probe
+
+    def received(self, window: int) -> torch.Tensor:
+        """Return the attention each slot receives from the observing queries, [batch, kv_heads, slots] float32.
+
+        The observers are the probe, if there is one (each question counts for itself, a slot gets its best), else the
+        last ``window`` tokens; the mean is taken over queries and the heads of a group.
+        """
+        if self.step.probes:
+            best, end = None, self.queries.shape[2]
+            for size in reversed(self.step.probes):
+                mass = self._mass(end - size, end, (size,) * len(self.valid))
+                best, end = mass if best is None else torch.maximum(best, mass), end - size
+            if best is not None:
+                return best
+        count = min(window, self.queries.shape[2])
+        return self._mass(self.queries.shape[2] - count, self.queries.shape[2], self.step.new)
+
+    def _mass(self, begin: int, end: int, real: Sequence[int]) -> torch.Tensor:
+        """Return the mean mass that queries ``begin``…``end`` give to the slots; ``real[row]`` of them count."""
+        left_out = self.queries.shape[2] - end
+        queries = self.queries[:, :, begin:end]
+        keys = self.keys[:, :, : self.keys.shape[2] - left_out]
+        probe = self.step.probe - left_out if self.step.probe else 0
+        lengths = torch.tensor([count + max(probe, 0) for count in self.valid])
+        counts = torch.tensor([min(count, end - begin) for count in real])
+        options: dict[str, Any] = {"scale": self.spec.scale, "softcap": self.spec.softcap, "causal": True}
+        if len(set(self.valid)) > 1 or self.valid[0] < self.slots or int(counts.min()) < end - begin:
+            options |= {"lengths": lengths, "query_lengths": counts, "left_padded": True}
+        mass = attention_mass(queries, keys, AttentionSpec(**options))[:, :, : self.slots]
+        heads = self.queries.shape[1] // self.keys.shape[1]
+        return mass / (heads * counts.clamp(min=1)[:, None, None].to(mass))
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of the methods. A subclass says how it ranks slots; what is protected is kept whatever the ranking says.
+
+    Raises:
+        ValueError: a negative number of protected slots.
+    """
+
+    sink: int = 4
+    """first tokens of the text that are always kept: models park attention there (StreamingLLM, arXiv 2309.17453)"""
+    recent: int = 32
+    """newest slots that are always kept"""
+
+    #: name on command lines and in saved files
+    name: ClassVar[str] = ""
+    #: whether a question asked beforehand (a probe) changes what is kept
+    steerable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no cache can follow."""
+        for field, least in (("sink", 0), ("recent", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{self.name}: {field} must be at least {least}, got {getattr(self, field)}")
+
+    @property
+    def minimum(self) -> int:
+        """Return how many slots are protected at most: no budget may be smaller."""
+        return self.sink + self.recent
+
+    def shares(self, layers: int) -> list[float]:
+        """Return each full-attention layer's share of the budget, 1 on average."""
+        return [1.0] * layers
+
+    def scores(self, view: LayerView) -> torch.Tensor:
+        """Return how much each slot is worth, [batch, kv_heads, slots]; padding may have any score."""
+        raise NotImplementedError
+
+    def rank(self, view: LayerView) -> torch.Tensor:
+        """Return the scores with protected slots at plus and padding at minus infinity."""
+        scores = self.scores(view).float().expand(view.positions.shape).clone()
+        positions = view.positions.to(scores.device)
+        scores[:, :, view.slots - self.recent :] = float("inf")
+        scores.masked_fill_(positions < self.sink, float("inf"))
+        return scores.masked_fill_(positions < 0, float("-inf"))
+
+
+def select(ranks: torch.Tensor, valid: Sequence[int], keep: Sequence[int]) -> torch.Tensor:
+    """Return which slots stay, in their order: [batch, kv_heads, max(keep)] indices, left-padded with -1.
+
+    Args:
+        ranks: [batch, kv_heads, slots], higher stays; minus infinity for padding.
+        valid: [row] real slots, the last ones.
+        keep: [row] how many stay.
+
+    >>> select(torch.tensor([[[0.1, 0.9, 0.5]], [[float("-inf"), 0.2, 0.1]]]), [3, 2], [2, 1])
+    tensor([[[ 1,  2]],
+    <BLANKLINE>
+            [[-1,  1]]])
+    """
+    most = max(keep)
+    # Stable, so that equal ranks are settled by age, not by where padding happens to stand.
+    best = ranks.sort(dim=2, descending=True, stable=True).indices[:, :, :most]
+    counts = torch.tensor(keep, device=ranks.device)[:, None, None]
+    beyond = torch.arange(most, device=ranks.device) >= counts
+    return best.masked_fill(beyond, -1).sort(dim=2).values
