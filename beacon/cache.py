@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -15,6 +15,9 @@ from beacon.schedule import Schedule, Step
 from beacon.turns import Turns
 from flashcore import AttentionSpec
 from flashcore.hf.cache import GROWTH, cache_bytes
+
+if TYPE_CHECKING:
+    from beacon.ledger import Ledger
 
 Positions = Literal["original", "compact"]
 
@@ -37,6 +40,8 @@ class CompressedCache(Cache):
     Raises:
         ValueError: a model without full-attention layers, RoPE that cannot be re-rotated, or full with a real budget.
     """
+
+    layers: list[Any]
 
     def __init__(
         self,
@@ -72,10 +77,12 @@ class CompressedCache(Cache):
         super().__init__(layers=layers)
         self.method, self.budget, self.positions = method, budget, positions
         self.turns = _turns(model, config, layers) if positions == "compact" and not budget.keeps_all else {}
-        slot, fixed = _sizes(config, model.dtype.itemsize, layers, self.full)
-        self.schedule = Schedule(
-            budget, method.shares(len(self.full)), method.minimum, slot, fixed, bool(self.turns), expected
-        )
+        #: bytes of one token's keys and values in one layer
+        self.token_bytes, index = _sizes(config, model.dtype.itemsize)
+        fixed = sum((layer.sliding_window - 1) * self.token_bytes for layer in layers if isinstance(layer, WindowLayer))
+        slot = len(self.full) * (self.token_bytes + index)
+        shares = method.shares(len(self.full))
+        self.schedule = Schedule(budget, shares, method.minimum, slot, fixed, bool(self.turns), expected)
         #: lengths of the questions at the end of the next forward pass's tokens; set by ``beacon.read``
         self.probes: tuple[int, ...] = ()
         self.step: Step | None = None
@@ -200,6 +207,12 @@ class CompressedCache(Cache):
                 layer.cumulative_length = columns
         self.schedule.forget()
 
+    def ledger(self) -> Ledger:
+        """Return the account: tokens seen, bytes before and after, what was kept."""
+        from beacon.ledger import take
+
+        return take(self)
+
     def true_positions(self, layer_idx: int) -> torch.Tensor:
         """Return the true position of every slot of a compressed layer, [batch, kv_heads, slots], -1 for padding."""
         layer = self.layers[layer_idx]
@@ -270,14 +283,15 @@ class CompressedCache(Cache):
         return max(after, limit if step.evicts else min(limit, grown))
 
 
-def _sizes(config: Any, itemsize: int, layers: Sequence[Any], full: Sequence[int]) -> tuple[int, int]:
-    """Return the bytes of one slot in all full layers of a row, and the bytes of a row's sliding layers at most."""
+def _sizes(config: Any, itemsize: int) -> tuple[int, int]:
+    """Return the bytes of a token's keys and values in one layer, and of the slots' positions beside them."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token = 2 * heads * width * itemsize
-    fixed = sum((layer.sliding_window - 1) * token for layer in layers if isinstance(layer, WindowLayer))
-    # Beside keys and values each head keeps the slot's true position, 4 bytes.
-    return len(full) * (token + 4 * heads), fixed
+    return 2 * heads * _head_dim(config) * itemsize, 4 * heads
+
+
+def _head_dim(config: Any) -> int:
+    """Return the width of a head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _turns(model: Any, config: Any, layers: Sequence[Any]) -> dict[int, Turns]:
@@ -290,7 +304,7 @@ def _turns(model: Any, config: Any, layers: Sequence[Any]) -> dict[int, Turns]:
         speeds = getattr(rotary, f"{kind}_inv_freq", getattr(rotary, "inv_freq", None))
         kept = getattr(rotary, "rope_type", "default")
         rope_type = kept.get(kind, "default") if isinstance(kept, dict) else kept
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = _head_dim(config)
         if speeds is None or 2 * len(speeds) != width or rope_type in ("dynamic", "longrope"):
             raise ValueError(
                 f"compact positions need one fixed RoPE over whole heads; {config.model_type} has {rope_type!r} over "

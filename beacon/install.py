@@ -94,6 +94,6 @@ def _attention(
         return attention_layer(module, query, key, value, attention_mask, **kwargs)
     spec = cache.spec(index, key.shape[2])
     output = attention_layer(module, query, key, value, CallMask(spec, key.shape[2]), **kwargs)
-    scores = {"scale": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
-    cache.attended(index, query, dataclasses.replace(spec, **scores))
+    scored = dataclasses.replace(spec, scale=kwargs.get("scaling"), softcap=kwargs.get("softcap"))
+    cache.attended(index, query, scored)
     return output

@@ -105,11 +105,14 @@ class CompressedLayer(GrowingLayer):
         """Make these [batch, kv_heads, slots, d] the whole content of the buffers."""
         count = keys.shape[2]
         size = max(count, self.capacity)
-        if self.buffers is None or self.buffers[0].shape[2] != size or self.buffers[0].shape[0] != keys.shape[0]:
-            self.buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (keys, values))
-        for buffer, new in zip(self.buffers, (keys, values), strict=True):
+        buffers = self.buffers
+        if buffers is None or buffers[0].shape[2] != size or buffers[0].shape[0] != keys.shape[0]:
+            sizes = [(*new.shape[:2], size, new.shape[3]) for new in (keys, values)]
+            buffers = keys.new_empty(sizes[0]), values.new_empty(sizes[1])
+        for buffer, new in zip(buffers, (keys, values), strict=True):
             buffer[:, :, :count] = new
-        self.keys, self.values = (buffer[:, :, :count] for buffer in self.buffers)
+        self.buffers = buffers
+        self.keys, self.values = (buffer[:, :, :count] for buffer in buffers)
 
     def positions(self, seen: Sequence[int], new: Sequence[int], slots: int, heads: int) -> torch.Tensor:
         """Return the true position of each of ``slots`` columns, [batch, kv_heads, slots] int32, -1 for padding.
@@ -169,12 +172,14 @@ class WindowLayer(DynamicSlidingWindowLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[2] - step.probe
-        whole = tuple(torch.cat(pair, dim=2) for pair in ((self.keys, key_states), (self.values, value_states)))
-        real = whole[0].shape[2] - step.probe
-        first = max(0, real - self.sliding_window + 1)
+        if self.keys is not None and self.values is not None and self.keys.numel():
+            key_states = torch.cat((self.keys, key_states), dim=2)
+            value_states = torch.cat((self.values, value_states), dim=2)
+        real = key_states.shape[2] - step.probe
+        kept = slice(max(0, real - self.sliding_window + 1), real)
         # Copied: a view would keep the whole chunk in memory.
-        self.keys, self.values = (tensor[:, :, first:real].clone() for tensor in whole)
-        return whole[0], whole[1]
+        self.keys, self.values = key_states[:, :, kept].clone(), value_states[:, :, kept].clone()
+        return key_states, value_states
 
     def move(self, shift: Sequence[int], turns: Turns) -> None:
         """Turn the kept keys by ``shift[row]`` positions: the next token's position has moved by as much."""

@@ -113,8 +113,8 @@ class Schedule:
         if self.compact:
             after = [position + count for position, count in zip(self.next_position, new, strict=True)]
             shift = [max(kept) - position for kept, position in zip(rows, after, strict=True)]
-        layers = [tuple(zip(*table, strict=True)) for table in (rows, limits)]
-        return Step(columns, tuple(probes), tuple(new), tuple(self.next_position), held, *layers, tuple(shift))
+        keep, most = (tuple(zip(*table, strict=True)) for table in (rows, limits))
+        return Step(columns, tuple(probes), tuple(new), tuple(self.next_position), held, keep, most, tuple(shift))
 
     def commit(self, step: Step) -> None:
         """Enter a forward pass that has run."""
@@ -137,8 +137,8 @@ class Schedule:
         >>> books.copy() == books and books.copy() is not books
         True
         """
-        lists = {"seen": list(self.seen), "next_position": list(self.next_position)}
-        return replace(self, slots=[list(layer) for layer in self.slots], **lists)
+        slots = [list(layer) for layer in self.slots]
+        return replace(self, seen=list(self.seen), next_position=list(self.next_position), slots=slots)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows in this order (beams, repeats)."""

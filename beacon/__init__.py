@@ -1,0 +1,56 @@
+"""KV-cache compression for long texts: methods behind one interface, their ledger and their contract.
+
+::
+
+    with beacon.compressing(model):
+        cache = beacon.CompressedCache(model, beacon.method("snapkv"), beacon.Budget(ratio=8))
+        model.generate(**inputs, past_key_values=cache)
+        print(cache.ledger())
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beacon.budget import Budget as Budget
+    from beacon.budget import parse_bytes as parse_bytes
+    from beacon.cache import CompressedCache as CompressedCache
+    from beacon.contract import ContractError as ContractError
+    from beacon.contract import verify as verify
+    from beacon.install import compressing as compressing
+    from beacon.ledger import Ledger as Ledger
+    from beacon.methods import METHODS as METHODS
+    from beacon.methods import method as method
+    from beacon.reading import read as read
+    from beacon.saved import SavedCache as SavedCache
+    from beacon.saved import fingerprint as fingerprint
+    from beacon.saved import load_cache as load_cache
+    from beacon.saved import save_cache as save_cache
+
+# Public name -> its module, imported when the name is first used.
+_HOME = {
+    "Budget": "budget",
+    "CompressedCache": "cache",
+    "ContractError": "contract",
+    "Ledger": "ledger",
+    "METHODS": "methods",
+    "SavedCache": "saved",
+    "compressing": "install",
+    "fingerprint": "saved",
+    "load_cache": "saved",
+    "method": "methods",
+    "parse_bytes": "budget",
+    "read": "reading",
+    "save_cache": "saved",
+    "verify": "contract",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds a public name (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'beacon' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"beacon.{_HOME[name]}"), name)
