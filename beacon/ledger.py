@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import itertools
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,14 +88,15 @@ class Ledger:
             f"KV bytes     {self.nbytes:,} of {self.full_bytes:,}: {self.ratio:.1f} times smaller "
             f"(at most {self.peak_bytes:,} while reading; positions of slots {self.index_bytes:,} more)",
             f"kept from    {_bars(self.coverage)}  each tenth of the text, beginning to end",
-            f"{'layer':>5}  {'kind':<7} {'slots':>9} {'bytes':>13} {'full bytes':>15}  true positions",
+            f"{'layer':>7}  {'kind':<7} {'slots':>9} {'bytes':>13} {'full bytes':>15}  true positions",
         ]
-        for entry in self.layers:
+        for _, equal in itertools.groupby(self.layers, key=lambda entry: replace(entry, layer=0)):
+            entries = list(equal)
+            entry, last = entries[0], entries[-1].layer
+            name = f"{entry.layer}" if entry.layer == last else f"{entry.layer}-{last}"
             slots = "-" if not entry.slots else f"{max(entry.slots):,}"
             span = "-" if entry.span is None else f"{entry.span[0]:,} to {entry.span[1]:,}"
-            lines.append(
-                f"{entry.layer:>5}  {entry.kind:<7} {slots:>9} {entry.nbytes:>13,} {entry.full_bytes:>15,}  {span}"
-            )
+            lines.append(f"{name:>7}  {entry.kind:<7} {slots:>9} {entry.nbytes:>13,} {entry.full_bytes:>15,}  {span}")
         return "\n".join(lines)
 
 

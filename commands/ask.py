@@ -1,22 +1,39 @@
-"""``longscope ask``: a question about a document, answered by a model that reads all of it."""
+"""``longscope ask``: a question about a document of any length, answered by a model that reads all of it."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import catalog
+from commands.ask_plan import MethodName, PositionsName, Wish, decide
 from longllm import Attention, Decoding, DType
 
 log = logging.getLogger(__name__)
+
+#: seconds between two saves of a reading in progress
+_SAVE_EVERY = 60
+#: tokens of an excerpt (``--method retrieve``), at most; never more than a quarter of the trained length
+_EXCERPT = 2048
 
 
 def ask(
     question: str,
     *,
-    doc: str,
+    doc: str = "",
+    method: MethodName = "auto",
+    ratio: float = 0.0,
+    slots: int = 0,
+    budget: str = "",
+    positions: PositionsName = "auto",
+    question_aware: bool = True,
+    save_cache: str = "",
+    cache: str = "",
+    ledger: bool = False,
+    check: bool = True,
     model: str = "smollm2-135m-instruct",
     dtype: DType = "auto",
     attention: Attention = "flashcore",
@@ -26,79 +43,109 @@ def ask(
 ) -> Iterator[str | dict[str, Any]]:
     """Answer a question about a document with a language model that reads the whole document.
 
-    The answer streams as it is made; its speed and the memory of its cache follow:
+    A document within the length the model was trained for is read with full attention. A longer one is read chunk by
+    chunk into a KV cache of fixed size: the question is held against every chunk, and what it attends to is kept:
 
         longscope ask --doc sotu/1963 "Who gave his life over the island of Cuba?"
+        longscope ask --doc moby-dick --save-cache whale.kv "Who is the captain of the Pequod?"
+        longscope ask --cache whale.kv "What is the captain looking for?"
+        longscope ask --doc sotu/1963 --method snapkv --ratio 8 "Who was killed in Viet-Nam?"
 
     Args:
         question: what to ask
         doc: a file (.txt, .md, .html, .pdf) or a document of the catalog, such as sotu/1963 or moby-dick
+        method: how the KV cache is compressed; auto is full where the document fits, else snapkv with a fixed number of
+            slots. retrieve searches for spans that share words with the question and reads only those: no compression
+        ratio: keep one slot per so many tokens (one of ratio, slots and budget; 8 if none is given)
+        slots: keep so many slots per layer
+        budget: keep so many bytes in all, such as 64MB
+        positions: original keeps every key at its place in the text; compact moves the kept keys together, so that any
+            text stays within the trained positions; auto is compact for texts beyond the trained length
+        question_aware: let the question choose what is kept (snapkv, pyramidkv, tova); off, the text alone does
+        save_cache: file to keep the compressed document in, for later questions; a reading that was interrupted goes on
+        cache: such a file, instead of a document: only the question is read
+        ledger: show what every layer holds and where it comes from
+        check: verify on the first tokens of the document that the compressed cache does what it says
         model: a name from ``longscope models``, or a folder in Hugging Face layout
         dtype: what to compute in; auto is bf16 where the hardware is fast at it, else fp32
-        attention: the attention path; sdpa and eager are transformers' own, for comparison
+        attention: the attention path of a model that compresses nothing; sdpa and eager are transformers' own
         max_new_tokens: the longest answer, in tokens
         temperature: 0 always takes the likeliest token; higher values draw more freely
         seed: seed of the draws when the temperature is above 0
     """
     # Cheap checks first: nobody should wait for a model to learn that a file name was mistyped.
     decoding = Decoding(max_new_tokens, temperature, seed)
+    wish = Wish(method, ratio, slots, budget, positions)
     if not question.strip():
         raise ValueError("the question is empty; write it in quotes after the options")
-    document = catalog.read_document(doc)
+    if bool(doc) == bool(cache):
+        raise ValueError("give either --doc (a document to read) or --cache (a file that --save-cache wrote)")
+    if cache and (wish != Wish() or save_cache):
+        raise ValueError("with --cache the file decides method, budget and positions: leave those options out")
+    if save_cache and method == "retrieve":
+        raise ValueError("--method retrieve keeps no cache, so there is nothing for --save-cache to save")
+    if cache and not Path(cache).expanduser().is_file():
+        raise FileNotFoundError(f"there is no cache file {cache}; --save-cache writes one")
+    document = catalog.read_document(doc) if doc else None
     catalog.path(model)
 
     import longllm
+    from commands import ask_reading
 
     begun = time.perf_counter()
     loaded = longllm.load(model, dtype=dtype, attention=attention)
-    load_seconds = time.perf_counter() - begun
-    prompt = longllm.document_prompt(loaded.tokenizer, document.text, question)
-    warning = longllm.length_warning(len(prompt.ids), loaded.trained_length)
-    if warning:
-        log.warning("longscope: %s", warning)
-    answer = longllm.stream(loaded, prompt.ids, decoding, progress=True)
-    yield from answer
+    facts: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
+    if document is None:
+        source = ask_reading.from_file(loaded, cache, question)
+    elif method == "retrieve":
+        source = ask_reading.from_spans(loaded, document, question, min(_EXCERPT, loaded.trained_length // 4))
+    else:
+        prompt = longllm.document_prompt(loaded.tokenizer, document.text, question)
+        plan = decide(wish, len(prompt.ids), loaded.trained_length)
+        if plan.method == "full":
+            warn(longllm.length_warning(len(prompt.ids), loaded.trained_length))
+        elif check:
+            facts["verified"] = ask_reading.verified(loaded, prompt.ids, plan)
+        keep = ask_reading.Keep(save_cache, _SAVE_EVERY) if save_cache else None
+        source = ask_reading.from_document(loaded, document, prompt, plan, question_aware, keep)
+    with source.running(loaded):
+        answer = longllm.stream(loaded, source.ids, decoding, prefix=source.prefix, progress=True)
+        yield from answer
     result = answer.result
     if not result.stopped:
         yield f" [cut off after {result.new_tokens} tokens; --max_new_tokens allows more]"
-    yield f"\n\n{footer(result)}\n"
-    yield {
-        "answer": result.text,
-        "tokens_seen": result.tokens_seen,
-        "kv_bytes": result.kv_bytes,
-        # Nothing is compressed here: what is kept is what full attention keeps.
-        "kv_bytes_full": result.kv_bytes,
-        "method": "full",
-        "ratio": 1.0,
-        "seconds": result.seconds,
-        "time_to_first_token": result.time_to_first_token,
-        "tokens_per_second": result.tokens_per_second,
-        "new_tokens": result.new_tokens,
-        "stopped": result.stopped,
-        "load_seconds": load_seconds,
-        "question": question,
-        "document": document.name,
-        "document_tokens": prompt.document_tokens,
-        "truncated": False,
-        "trained_length": loaded.trained_length,
-        "tokens_beyond_training": max(0, len(prompt.ids) - loaded.trained_length),
-        "warning": warning,
-        "model": loaded.name,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": loaded.attention,
-        "device": str(loaded.device),
-    }
+    report = ask_reading.figures(loaded, source, result)
+    yield f"\n\n{footer(report)}\n"
+    if ledger and source.cache is not None:
+        yield f"\n{source.cache.ledger()}\n"
+    facts |= {"question": question, "answer": result.text, "stopped": result.stopped}
+    facts |= {"new_tokens": result.new_tokens, "model": loaded.name, "device": str(loaded.device)}
+    facts |= {"dtype": str(loaded.dtype).removeprefix("torch."), "attention": loaded.attention}
+    yield {**facts, **report}
 
 
-def footer(result: Any) -> str:
-    """Return the line of figures under an answer.
+def warn(warning: str | None) -> None:
+    """Put a warning on stderr."""
+    if warning:
+        log.warning("longscope: %s", warning)
 
-    >>> from types import SimpleNamespace
-    >>> footer(SimpleNamespace(time_to_first_token=8.13, tokens_per_second=21.4, kv_bytes=148216320, tokens_seen=6433))
-    'time to first token 8.1 s | 21.4 tokens/s | KV cache 148,216,320 bytes | 6,433 tokens read'
+
+def footer(report: dict[str, Any]) -> str:
+    """Return the lines of figures under an answer.
+
+    >>> report = {"time_to_first_token": 8.13, "tokens_per_second": 21.4, "kv_bytes": 188_000_000, "steered": True,
+    ...           "kv_bytes_full": 14_376_000_000, "tokens_seen": 312011, "plan": "snapkv, 4,096 slots a layer"}
+    >>> print(footer(report))
+    time to first token 8.1 s | 21.4 tokens/s | 312,011 tokens read
+    KV cache 188.0 MB, 76 times smaller than 14,376.0 MB | snapkv, 4,096 slots a layer, kept with the question in mind
     """
-    speed = "-" if result.tokens_per_second is None else f"{result.tokens_per_second:.1f}"
+    speed = "-" if report["tokens_per_second"] is None else f"{report['tokens_per_second']:.1f}"
+    held, full = report["kv_bytes"], report["kv_bytes_full"]
+    size = f"KV cache {held / 1e6:,.1f} MB"
+    if full > held:
+        size += f", {full / held:,.0f} times smaller than {full / 1e6:,.1f} MB"
+    steered = ", kept with the question in mind" if report["steered"] else ""
     return (
-        f"time to first token {result.time_to_first_token:.1f} s | {speed} tokens/s | "
-        f"KV cache {result.kv_bytes:,} bytes | {result.tokens_seen:,} tokens read"
+        f"time to first token {report['time_to_first_token']:.1f} s | {speed} tokens/s | "
+        f"{report['tokens_seen']:,} tokens read\n{size} | {report['plan']}{steered}"
     )

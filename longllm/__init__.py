@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from longllm.prompts import chat_prompt as chat_prompt
     from longllm.prompts import document_prompt as document_prompt
     from longllm.prompts import length_warning as length_warning
+    from longllm.prompts import question_ids as question_ids
+    from longllm.spans import Excerpt as Excerpt
+    from longllm.spans import retrieve as retrieve
 
 # Public name -> its module. Modules that need torch are imported when a name is first used.
 _HOME = {
+    "Excerpt": "spans",
     "LoadedModel": "loading",
     "Prefix": "generate",
     "Prompt": "prompts",
@@ -34,6 +38,8 @@ _HOME = {
     "length_warning": "prompts",
     "load": "loading",
     "prefill": "generate",
+    "question_ids": "prompts",
+    "retrieve": "spans",
     "stop_ids": "loading",
     "stream": "generate",
     "trained_length": "loading",

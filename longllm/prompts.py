@@ -75,15 +75,26 @@ def document_prompt(tokenizer: Any, document: str, question: str) -> Prompt:
     Raises:
         ValueError: the document or the question is empty, or as ``chat_frame``.
     """
-    document, question = document.strip(), question.strip()
-    for name, text in (("document", document), ("question", question)):
-        if not text:
-            raise ValueError(f"the {name} is empty")
-    head, tail = chat_frame(tokenizer)
+    document = document.strip()
+    if not document:
+        raise ValueError("the document is empty")
+    head, _ = chat_frame(tokenizer)
     body = encode(tokenizer, document)
     shared = head + body + encode(tokenizer, AFTER_DOCUMENT)
-    ids = shared + encode(tokenizer, QUESTION.format(question=question)) + tail
-    return Prompt(tuple(ids), len(body), len(shared))
+    return Prompt((*shared, *question_ids(tokenizer, question)), len(body), len(shared))
+
+
+def question_ids(tokenizer: Any, question: str) -> list[int]:
+    """Return the ids that ask ``question`` after a document, up to where the answer begins.
+
+    Raises:
+        ValueError: the question is empty, or as ``chat_frame``.
+    """
+    question = question.strip()
+    if not question:
+        raise ValueError("the question is empty")
+    _, tail = chat_frame(tokenizer)
+    return encode(tokenizer, QUESTION.format(question=question)) + tail
 
 
 def length_warning(tokens: int, trained_length: int) -> str | None:

@@ -1,0 +1,415 @@
+"""KV compression methods at equal bytes: what each still finds in a long text, how fast, and in how much memory.
+
+    python -m bench.methods                        4K to 32K tokens, eight rows each; hours on two cores
+    python -m bench.methods --budget-minutes 60    leave out what would not be done in an hour; run again to go on
+    python -m bench.methods --quick                1K tokens, three methods, to see that it works
+
+Labelled pass keys ("the red door") stand at several depths of one text, which is read once; each question is asked on
+a copy of the cache. A small model confuses the labels even when it sees everything, so two things are counted: the
+right key, and any planted key. Every cell (method and length) is a process of its own. Cells that are done are kept in
+``out/bench/methods.jsonl`` and not measured again; ``methods.json``, ``.png`` and ``.svg`` are written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import itertools
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import beacon
+import catalog
+import longllm
+from bench.timing import environment
+from flashcore.hf import cache_bytes
+from longllm.evals import passkey_cells, passkey_score
+from longllm.evals.passkey import NOISE
+from longllm.prompts import chat_frame, encode
+
+#: row of the table -> method, and whether it is told the questions beforehand
+METHODS = {name: (name, False) for name in beacon.METHODS} | {"snapkv, question known": ("snapkv", True)}
+LENGTHS = [4096, 8192, 16384, 32768]
+QUICK = (["full", "streaming", "snapkv"], [1024])
+DOORS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey", "pink")
+INSTRUCTION = "Pass keys of several doors are hidden in the text below. Remember them: you will be asked for one.\n\n"
+NEEDLE = "\n\nThe pass key of the {door} door is {key}. Remember it. {key} is the pass key of the {door} door.\n\n"
+QUESTION = "\n\nWhat are the digits of the pass key of the {door} door?"
+#: Tokens read before the memory mark: enough to evict once, so that everything has been loaded that will be used.
+WARM = 128
+Row = dict[str, Any]
+Measure = Callable[["Settings", str, int], Row]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a run share.
+
+    Raises:
+        ValueError: depths that are not ascending per cents, or more of them than there are doors.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    dtype: Any = "auto"
+    haystack: str = "moby-dick"
+    """noise, or what ``catalog.read_document`` takes"""
+    ratio: float = 8.0
+    """the budget of every method but full is the full cache's bytes divided by this"""
+    nbytes: int | None = None
+    """the budget itself, instead of a ratio"""
+    depths: tuple[float, ...] = (10.0, 30.0, 50.0, 70.0, 90.0)
+    """per cent of the text that stand before each key"""
+    answer_tokens: int = 24
+    chunk: int = 1024
+    seed: int = 123
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no cell can follow."""
+        ascending = sorted(depth for depth in set(self.depths) if 0 <= depth <= 100)
+        if list(self.depths) != ascending or not 1 <= len(ascending) <= len(DOORS):
+            raise ValueError(f"depths must be 1 to {len(DOORS)} ascending per cents, 0 to 100, got {self.depths}")
+        if not 1 <= self.ratio < math.inf:
+            raise ValueError(f"ratio must be a number of at least 1, got {self.ratio}")
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that a figure depends on besides method and length."""
+        parts = json.dumps([asdict(self), environment(), NEEDLE, QUESTION, INSTRUCTION], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A text with keys in it and the questions that follow it, as token ids of one chat."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    """index in ``ids`` of the first token of each sentence that states a key"""
+    keys: tuple[str, ...]
+    questions: tuple[tuple[int, ...], ...]
+    """the end of the chat for each key, up to where the model answers"""
+
+
+def plant(tokenizer: Any, length: int, settings: Settings) -> Planted:
+    """Hide one key per depth; text and longest question together have exactly ``length`` tokens.
+
+    Raises:
+        ValueError: a length too small, or a haystack too short.
+    """
+    head, tail = chat_frame(tokenizer)
+    cells = passkey_cells([length], settings.depths, seed=settings.seed + length)
+    named = [(door, cell.key) for door, cell in zip(DOORS, cells, strict=False)]
+    needles = [encode(tokenizer, NEEDLE.format(door=door, key=key)) for door, key in named]
+    questions = tuple((*encode(tokenizer, QUESTION.format(door=door)), *tail) for door, _ in named)
+    ids = head + encode(tokenizer, INSTRUCTION)
+    room = length - len(ids) - sum(map(len, needles)) - max(map(len, questions))
+    if room < len(needles):
+        raise ValueError(f"{len(needles)} keys need {length - room + len(needles):,} tokens, the length is {length:,}")
+    noise = settings.haystack == "noise"
+    # Eight characters a token are more than enough, and tokenising a whole book would take seconds.
+    text = NOISE * (room // 8 + 1) if noise else catalog.read_document(settings.haystack).text[: 8 * room]
+    hay = encode(tokenizer, text)
+    if len(hay) < room:
+        raise ValueError(f"the haystack {settings.haystack} has {len(hay):,} tokens, {room:,} are needed")
+    starts, places = [], [round((room - 1) * depth / 100) for depth in settings.depths]
+    for begin, end, needle in zip([0, *places], places, needles, strict=False):
+        ids += hay[begin:end]
+        starts.append(len(ids))
+        ids += needle
+    return Planted(tuple(ids + hay[places[-1] : room]), tuple(starts), tuple(key for _, key in named), questions)
+
+
+def peak_memory(*, reset: bool = False) -> int:
+    """Return this process's peak memory in bytes since it began, or since the last reset."""
+    if reset:
+        gc.collect()
+        # Loading may have peaked above what stays, and hide what comes after it. Not every container allows this.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def full_cache_bytes(model: Any, tokens: int) -> int:
+    """Return the bytes of keys and values that an uncompressed cache has after ``tokens`` tokens."""
+    cache = beacon.CompressedCache(model, beacon.method("full"))
+    # A sliding layer holds one token less than its window.
+    held = [min(tokens, layer.sliding_window - 1) if layer.is_sliding else tokens for layer in cache.layers]
+    return sum(held) * cache.token_bytes
+
+
+def ask(loaded: Any, prefix: Any, question: Sequence[int], tokens: int) -> tuple[str, float | None]:
+    """Answer a question on a copy of the prefix; return the text and tokens per second.
+
+    The speed is that of the median token: a single one in which the cache grows or evicts does not decide.
+    """
+    answer = longllm.stream(loaded, (*prefix.ids, *question), longllm.Decoding(tokens), prefix=prefix)
+    times = [time.perf_counter() for _ in answer]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    return answer.result.text, 1 / statistics.median(waits) if waits else None
+
+
+def scored(planted: Planted, depths: Sequence[float], answers: Sequence[str]) -> list[Row]:
+    """Return, per depth, whether the answer names the right key, and whether it names any that was planted."""
+    rows = []
+    for depth, door, key, answer in zip(depths, DOORS, planted.keys, answers, strict=False):
+        named = {other for other in planted.keys if passkey_score(answer, other).correct}
+        row = {"depth": depth, "door": door, "key": key, "answer": answer}
+        rows.append({**row, "found": key in named, "any": bool(named)})
+    return rows
+
+
+def measure(settings: Settings, row_name: str, length: int) -> Row:
+    """Measure one cell in this process: load, warm up, read the text once, ask for each key."""
+    name, known = METHODS[row_name]
+    loaded = longllm.load(settings.model, dtype=settings.dtype)
+    planted = plant(loaded.tokenizer, length, settings)
+    compact = name != "full" and length > loaded.trained_length
+    positions: Any = "compact" if compact else "original"
+    full_bytes = full_cache_bytes(loaded.model, len(planted.ids))
+    budget = settings.nbytes or int(full_bytes / settings.ratio)
+
+    def read(ids: Sequence[int], limit: beacon.Budget) -> longllm.Prefix:
+        if name == "full":
+            return longllm.prefill(loaded, ids, chunk=settings.chunk)
+        cache = beacon.CompressedCache(loaded.model, beacon.method(name), limit, positions=positions)
+        return beacon.read(loaded, ids, cache, questions=planted.questions if known else (), chunk=settings.chunk)
+
+    with beacon.compressing(loaded.model) if name != "full" else contextlib.nullcontext():
+        ask(loaded, read(planted.ids[:WARM], beacon.Budget(slots=WARM // 2)), planted.questions[0], 2)
+        before = peak_memory(reset=True)
+        prefix = read(planted.ids, beacon.Budget(nbytes=budget))
+        after = peak_memory()
+        answers = [ask(loaded, prefix, question, settings.answer_tokens) for question in planted.questions]
+    ledger = prefix.cache.ledger() if name != "full" else None
+    held = cache_bytes(prefix.cache)
+    depths = scored(planted, settings.depths, [text for text, _ in answers])
+    speeds = [speed for _, speed in answers if speed is not None]
+    return {
+        "method": row_name,
+        "length": length,
+        "positions": positions,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "budget_bytes": budget if ledger else None,
+        "kv_bytes": held,
+        "index_bytes": ledger.index_bytes if ledger else 0,
+        "kv_bytes_peak": ledger.peak_bytes if ledger else held,
+        "kv_bytes_full": full_bytes,
+        "ratio": round(full_bytes / held, 3),
+        "prefill_seconds": round(prefix.seconds, 3),
+        "decode_tokens_per_second": round(statistics.median(speeds), 2) if speeds else None,
+        # Of reading. The copies that the questions are asked on are the bench's own doing, so they count apart.
+        "peak_rss_bytes": after - before,
+        "peak_rss_absolute_bytes": after,
+        "peak_rss_with_copies_bytes": peak_memory(),
+        "found": sum(row["found"] for row in depths),
+        "any": sum(row["any"] for row in depths),
+        "depths": depths,
+    }
+
+
+def measure_apart(settings: Settings, method: str, length: int) -> Row:
+    """Measure one cell in a fresh process, so that its peak memory is its own."""
+    cell = json.dumps({"settings": asdict(settings), "method": method, "length": length})
+    return {"method": method, "length": length, **from_process([sys.executable, "-m", "bench.methods", "--cell", cell])}
+
+
+def from_process(command: Sequence[str]) -> Row:
+    """Run a command and return the JSON object in its last line of output; ``error`` says why there is none."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode < 0:
+        name = signal.Signals(-run.returncode).name
+        return {"error": f"ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")}
+    if run.returncode:
+        return {"error": ([line for line in run.stderr.splitlines() if line.strip()] or ["no message"])[-1].strip()}
+    row: Row = json.loads(run.stdout.strip().splitlines()[-1])
+    return row
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """Return the rows of a JSONL file by their key, the last of each; a line cut off half-way does not count."""
+    rows: dict[str, Row] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows[row["key"]] = row
+    return rows
+
+
+def append_row(file: Path, row: Row) -> None:
+    """Add a row to a JSONL file in one write, which an interruption leaves whole or out."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The newline comes first as well: the line before may have been cut off when a disk was full.
+    with open(file, "ab", buffering=0) as handle:
+        handle.write(b"\n" * bool(handle.tell()) + json.dumps(row).encode())
+        os.fsync(handle.fileno())
+
+
+def forget_rows(file: Path, keys: set[str]) -> None:
+    """Take these rows out of a JSONL file, and leave those of other settings in it."""
+    kept = [row for key, row in read_rows(file).items() if key not in keys]
+    if file.exists():
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, file)
+
+
+def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float | None:
+    """Predict how long a cell takes from those that are done; None if none is.
+
+    Time grows with a power of the length: the one that the method's own two longest cells show, at least 1 and at
+    most 2; before there are two, 2 for full attention and 1 for a cache that stays small.
+    """
+    done = [row for row in rows if not row.get("error")]
+    own = [row for row in done if row["method"] == method]
+    if not done:
+        return None
+    seconds = {row["length"]: 0.0 for row in own or done}
+    for row in own or done:
+        seconds[row["length"]] = max(seconds[row["length"]], row["cell_seconds"])
+    power = 2.0 if method == "full" or not own else 1.0
+    if own and len(seconds) > 1:
+        short, long = sorted(seconds)[-2:]
+        power = min(2.0, max(1.0, math.log(seconds[long] / seconds[short]) / math.log(long / short)))
+    nearest = min(seconds, key=lambda other: abs(math.log(other / length)))
+    return seconds[nearest] * (length / nearest) ** (power if length > nearest else 1)
+
+
+def collect(
+    cells: Sequence[tuple[str, int]],
+    settings: Settings,
+    file: Path,
+    minutes: float | None = None,
+    measure: Measure = measure_apart,
+) -> tuple[list[Row], list[tuple[str, int]]]:
+    """Measure the cells that ``file`` does not have yet; return all rows, and the cells that time did not allow.
+
+    A cell that failed is tried again. A cell without any like it to predict from is started in any case.
+    """
+    begun, shared = time.monotonic(), settings.fingerprint()
+    done = {key: row for key, row in read_rows(file).items() if row["settings"] == shared}
+    keys = {cell: f"{shared}/{cell[0]}/{cell[1]}" for cell in cells}
+    left_out = []
+    for method, length in tqdm(cells, desc="cells", unit="cell"):
+        key = keys[method, length]
+        if key in done and not done[key].get("error"):
+            continue
+        expected = predicted_seconds(done.values(), method, length) or 0.0
+        if minutes is not None and time.monotonic() - begun + expected > 60 * minutes:
+            left_out.append((method, length))
+            continue
+        start = time.monotonic()
+        row = measure(settings, method, length)
+        done[key] = {"key": key, "settings": shared, **row, "cell_seconds": round(time.monotonic() - start, 2)}
+        append_row(file, done[key])
+        tqdm.write(table([done[key]]).splitlines()[-1])
+    return [done[key] for key in keys.values() if key in done], left_out
+
+
+COLUMNS = ["method", "tokens", "positions", "KV MB", "times smaller", "reading s", "tokens/s", "peak MB", "right key",
+           "any key", "by depth"]  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a markdown table; by depth, ● is the right key, ○ another planted one, · none."""
+    lines = [COLUMNS, ["---"] * 3 + ["---:"] * 7 + ["---"]]
+    for row in rows:
+        cells = [row["method"], f"{row['length']:,}"]
+        if row.get("error"):
+            lines.append([*cells, *["-"] * (len(COLUMNS) - 3), f"error: {row['error']}".replace("|", "/")])
+            continue
+        speed, of = row["decode_tokens_per_second"], len(row["depths"])
+        marks = ["●" if depth["found"] else "○" if depth["any"] else "·" for depth in row["depths"]]
+        cells += [row["positions"], f"{row['kv_bytes'] / 1e6:.1f}", f"{row['ratio']:.2f}"]
+        cells += [f"{row['prefill_seconds']:.1f}", "-" if speed is None else f"{speed:.1f}"]
+        cells += [f"{row['peak_rss_bytes'] / 1e6:.0f}", f"{row['found']}/{of}", f"{row['any']}/{of}", "".join(marks)]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Draw time, memory and what was found over length, one line per method, to PNG and SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    good = sorted((row for row in rows if not row.get("error")), key=lambda row: row["length"])
+    panels = {"prefill_seconds": "seconds to read", "kv_bytes": "KV cache, bytes", "found": "right keys found"}
+    for axis, (field, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            line = [(row["length"], row[field]) for row in good if row["method"] == method]
+            axis.plot([x for x, _ in line], [y for _, y in line], marker="o", label=method, alpha=0.8)
+        axis.set(xscale="log", xlabel="tokens", title=title)
+        axis.set_xticks(sorted({row["length"] for row in good}))
+        axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}K")
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+    figure.axes[0].legend(fontsize=8)
+    for ending in ("png", "svg"):
+        figure.savefig(file.with_suffix(f".{ending}"), dpi=120)
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=Settings.model, help="a name of the catalog, or a folder")
+    parser.add_argument("--dtype", default=Settings.dtype, choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--haystack", default=Settings.haystack, help="noise, moby-dick, or another document")
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--ratio", type=float, default=Settings.ratio, help="full cache's bytes / budget, per length")
+    limit.add_argument("--budget", metavar="SIZE", help="the same bytes for all lengths, such as 64MB")
+    parser.add_argument("--depths", nargs="+", type=float, default=Settings.depths, help="per cent, ascending")
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--budget-minutes", type=float, help="start no cell that would end after so many minutes")
+    parser.add_argument("--fresh", action="store_true", help="measure these cells again")
+    parser.add_argument("--quick", action="store_true", help="1K tokens and three methods, into methods-quick.*")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Measure the cells that are missing and write what is known."""
+    parser = options()
+    chosen = parser.parse_args()
+    if chosen.cell:
+        cell = json.loads(chosen.cell)
+        depths = tuple(cell["settings"].pop("depths"))
+        print(json.dumps(measure(Settings(**cell["settings"], depths=depths), cell["method"], cell["length"])))
+        return
+    try:
+        nbytes = beacon.parse_bytes(chosen.budget) if chosen.budget else None
+        settings = Settings(chosen.model, chosen.dtype, chosen.haystack, chosen.ratio, nbytes, tuple(chosen.depths))
+    except ValueError as error:
+        parser.error(str(error))
+    methods, lengths = QUICK if chosen.quick else (chosen.methods, chosen.lengths)
+    # Lengths outermost: all methods of a length are measured close together and share the machine's noise.
+    cells = [(method, length) for length in lengths for method in methods]
+    file = chosen.out / ("methods-quick.jsonl" if chosen.quick else "methods.jsonl")
+    if chosen.fresh:
+        forget_rows(file, {f"{settings.fingerprint()}/{method}/{length}" for method, length in cells})
+    rows, left_out = collect(cells, settings, file, chosen.budget_minutes)
+    report = {"environment": environment(), "settings": asdict(settings), "rows": rows, "left_out": left_out}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    plot(rows, file)
+    print(table(rows))
+    for method, length in left_out:
+        print(f"left out for want of time: {method} at {length:,} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Where an answer of ``longscope ask`` comes from: a document read now, a cache file, or spans found by a search."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import beacon
+import longllm
+from beacon import Budget, CompressedCache, SavedCache
+from catalog import Document
+from commands.ask_plan import Plan
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prompt, and what has been read of it already."""
+
+    ids: tuple[int, ...]
+    plan: str
+    method: str
+    document: dict[str, Any]
+    prefix: longllm.Prefix | None = None
+    steered: bool = False
+    """whether the question chose what was kept"""
+    reading_seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> CompressedCache | None:
+        """Return the compressed cache, if one was used."""
+        return self.prefix.cache if self.prefix is not None else None
+
+    @contextlib.contextmanager
+    def running(self, loaded: longllm.LoadedModel) -> Iterator[None]:
+        """Let the model run on the compressed cache, if there is one."""
+        with beacon.compressing(loaded.model) if self.cache is not None else contextlib.nullcontext():
+            yield
+
+
+class Keep:
+    """Saves a reading now and then, and finds one that was interrupted."""
+
+    def __init__(self, path: str, every: float) -> None:
+        self.path, self.every = Path(path).expanduser(), every
+        self.last = time.monotonic()
+
+    def earlier(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], fresh: CompressedCache) -> SavedCache | None:
+        """Return what the file holds of the same reading, or None if there is no file.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        if not self.path.exists():
+            return None
+        saved = beacon.load_cache(self.path, loaded)
+        old, new = saved.cache, fresh
+        same = (old.method, old.budget, old.positions) == (new.method, new.budget, new.positions)
+        if saved.ids != ids or not same:
+            held = saved.notes.get("document", "another text")
+            raise ValueError(
+                f"{self.path} holds a reading of {held} by {old.method.name}, {old.budget}, {old.positions} positions: "
+                "choose another file, or delete it"
+            )
+        return saved
+
+    def save(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], cache: CompressedCache, notes: Any) -> None:
+        """Save if it is time, or if everything has been read."""
+        if cache.seen == [len(ids)] or time.monotonic() - self.last > self.every:
+            beacon.save_cache(self.path, loaded, ids, cache, **notes)
+            self.last = time.monotonic()
+
+
+def new_cache(loaded: longllm.LoadedModel, plan: Plan, tokens: int) -> CompressedCache:
+    """Return an empty cache for a plan."""
+    method = beacon.method(plan.method)
+    return CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
+
+
+def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> list[str]:
+    """Check the compression contract on the first tokens; return the invariants that held.
+
+    Raises:
+        ContractError: one does not hold.
+    """
+    method = beacon.method(plan.method)
+    if len(ids) < 48 or method.minimum * 8 / 7 > min(len(ids), 128) // 3:
+        return []
+    return beacon.verify(
+        loaded.model,
+        ids,
+        lambda **limit: CompressedCache(loaded.model, method, Budget(**limit), positions=plan.positions),
+    )
+
+
+def from_document(
+    loaded: longllm.LoadedModel,
+    document: Document,
+    prompt: longllm.Prompt,
+    plan: Plan,
+    question_aware: bool,
+    keep: Keep | None,
+) -> Source:
+    """Read a document as planned; without compression or saving, leave that to the answer."""
+    facts = {"document": document.name, "title": document.title, "document_tokens": prompt.document_tokens}
+    if plan.method == "full" and keep is None:
+        return Source(prompt.ids, str(plan), "full", facts)
+    ids = prompt.ids[: prompt.shared]
+    cache = new_cache(loaded, plan, len(prompt.ids))
+    steered = question_aware and cache.method.steerable
+    questions = [prompt.ids[prompt.shared :]] if steered else []
+    notes = {**facts, "steered": steered, "questions": [list(question) for question in questions]}
+    saved = keep.earlier(loaded, ids, cache) if keep else None
+    if saved is not None and saved.complete:
+        return Source(prompt.ids, str(plan), plan.method, facts, longllm.Prefix(ids, saved.cache, 0.0))
+    if saved is not None:
+        # What is kept of the text so far was chosen by the questions it was begun with: they go on choosing.
+        cache, questions, notes = saved.cache, saved.notes["questions"], saved.notes
+    prefix = beacon.read(
+        loaded,
+        ids,
+        cache,
+        questions=questions,
+        progress=True,
+        after_chunk=(lambda state: keep.save(loaded, ids, state, notes)) if keep else None,
+    )
+    mine = questions == [prompt.ids[prompt.shared :]]
+    return Source(prompt.ids, str(plan), plan.method, facts, prefix, steered and mine, prefix.seconds)
+
+
+def from_file(loaded: longllm.LoadedModel, path: str, question: str) -> Source:
+    """Go on from a cache file.
+
+    Raises:
+        ValueError: as ``beacon.load_cache``, or the reading was not finished.
+    """
+    saved = beacon.load_cache(path, loaded)
+    if not saved.complete:
+        raise ValueError(
+            f"the reading in {path} stopped after {saved.cache.seen[0]:,} of {len(saved.ids):,} tokens: "
+            "finish it with the --doc and --save-cache it was begun with"
+        )
+    own = longllm.question_ids(loaded.tokenizer, question)
+    facts = {key: saved.notes.get(key) for key in ("document", "title", "document_tokens")}
+    plan = Plan(saved.cache.method.name, saved.cache.budget, saved.cache.positions)
+    prefix = longllm.Prefix(saved.ids, saved.cache, 0.0)
+    steered = own in saved.notes.get("questions", [])
+    return Source((*saved.ids, *own), f"{plan}, from {path}", plan.method, facts, prefix, steered)
+
+
+def from_spans(loaded: longllm.LoadedModel, document: Document, question: str, budget: int) -> Source:
+    """Search the document for spans and read only those."""
+    excerpt = longllm.retrieve(loaded.tokenizer, document.text, question, budget)
+    prompt = longllm.document_prompt(loaded.tokenizer, excerpt.text, question)
+    facts = {"document": document.name, "title": document.title, "document_tokens": excerpt.document_tokens}
+    words = f"retrieve: {len(excerpt.spans)} spans, {excerpt.tokens:,} of {excerpt.document_tokens:,} tokens were read"
+    return Source(prompt.ids, words, "retrieve", facts, figures={"spans": list(excerpt.spans)})
+
+
+def figures(loaded: longllm.LoadedModel, source: Source, result: longllm.Result) -> dict[str, Any]:
+    """Return what is reported about one answer."""
+    tokens = len(source.ids)
+    if source.cache is None:
+        held = full = result.kv_bytes
+        account = None
+    else:
+        account = source.cache.ledger()
+        held, full = result.kv_bytes, account.full_bytes // max(1, sum(account.tokens_seen)) * tokens
+    beyond = max(0, tokens - loaded.trained_length)
+    return {
+        "tokens_seen": result.tokens_seen,
+        "kv_bytes": held,
+        "kv_bytes_full": full,
+        "ratio": full / held,
+        "method": source.method,
+        "plan": source.plan,
+        "steered": source.steered,
+        "seconds": source.reading_seconds + result.seconds,
+        "reading_seconds": source.reading_seconds,
+        "time_to_first_token": source.reading_seconds + result.time_to_first_token,
+        "tokens_per_second": result.tokens_per_second,
+        "truncated": source.method == "retrieve",
+        "trained_length": loaded.trained_length,
+        "tokens_beyond_training": beyond,
+        "warning": longllm.length_warning(tokens, loaded.trained_length) if source.method == "full" else None,
+        "ledger": account.record() if account else None,
+        **source.document,
+        **source.figures,
+    }
