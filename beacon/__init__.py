@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from beacon.ledger import Ledger as Ledger
     from beacon.methods import METHODS as METHODS
     from beacon.methods import method as method
+    from beacon.reading import CHUNK as CHUNK
     from beacon.reading import read as read
     from beacon.saved import SavedCache as SavedCache
     from beacon.saved import fingerprint as fingerprint
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Public name -> its module, imported when the name is first used.
 _HOME = {
     "Budget": "budget",
+    "CHUNK": "reading",
     "CompressedCache": "cache",
     "ContractError": "contract",
     "Ledger": "ledger",

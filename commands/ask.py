@@ -14,8 +14,6 @@ from longllm import Attention, Decoding, DType
 
 log = logging.getLogger(__name__)
 
-#: seconds between two saves of a reading in progress
-_SAVE_EVERY = 60
 #: tokens of an excerpt (``--method retrieve``), at most; never more than a quarter of the trained length
 _EXCERPT = 2048
 
@@ -90,7 +88,7 @@ def ask(
     catalog.path(model)
 
     import longllm
-    from commands import ask_reading
+    from commands import ask_reading, reading
 
     begun = time.perf_counter()
     loaded = longllm.load(model, dtype=dtype, attention=attention)
@@ -105,8 +103,8 @@ def ask(
         if plan.method == "full":
             warn(longllm.length_warning(len(prompt.ids), loaded.trained_length))
         elif check:
-            facts["verified"] = ask_reading.verified(loaded, prompt.ids, plan)
-        keep = ask_reading.Keep(save_cache, _SAVE_EVERY) if save_cache else None
+            facts["verified"] = reading.verified(loaded, prompt.ids, plan)
+        keep = reading.Keep(save_cache) if save_cache else None
         source = ask_reading.from_document(loaded, document, prompt, plan, question_aware, keep)
     with source.running(loaded):
         answer = longllm.stream(loaded, source.ids, decoding, prefix=source.prefix, progress=True)

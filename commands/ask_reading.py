@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import beacon
 import longllm
-from beacon import Budget, CompressedCache, SavedCache
+from beacon import CompressedCache
 from catalog import Document
 from commands.ask_plan import Plan
+from commands.reading import Keep, read_text
 
 
 @dataclass(frozen=True)
@@ -42,61 +41,6 @@ class Source:
             yield
 
 
-class Keep:
-    """Saves a reading now and then, and finds one that was interrupted."""
-
-    def __init__(self, path: str, every: float) -> None:
-        self.path, self.every = Path(path).expanduser(), every
-        self.last = time.monotonic()
-
-    def earlier(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], fresh: CompressedCache) -> SavedCache | None:
-        """Return what the file holds of the same reading, or None if there is no file.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        if not self.path.exists():
-            return None
-        saved = beacon.load_cache(self.path, loaded)
-        old, new = saved.cache, fresh
-        same = (old.method, old.budget, old.positions) == (new.method, new.budget, new.positions)
-        if saved.ids != ids or not same:
-            held = saved.notes.get("document", "another text")
-            raise ValueError(
-                f"{self.path} holds a reading of {held} by {old.method.name}, {old.budget}, {old.positions} positions: "
-                "choose another file, or delete it"
-            )
-        return saved
-
-    def save(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], cache: CompressedCache, notes: Any) -> None:
-        """Save if it is time, or if everything has been read."""
-        if cache.seen == [len(ids)] or time.monotonic() - self.last > self.every:
-            beacon.save_cache(self.path, loaded, ids, cache, **notes)
-            self.last = time.monotonic()
-
-
-def new_cache(loaded: longllm.LoadedModel, plan: Plan, tokens: int) -> CompressedCache:
-    """Return an empty cache for a plan."""
-    method = beacon.method(plan.method)
-    return CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
-
-
-def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> list[str]:
-    """Check the compression contract on the first tokens; return the invariants that held.
-
-    Raises:
-        ContractError: one does not hold.
-    """
-    method = beacon.method(plan.method)
-    if len(ids) < 48 or method.minimum * 8 / 7 > min(len(ids), 128) // 3:
-        return []
-    return beacon.verify(
-        loaded.model,
-        ids,
-        lambda **limit: CompressedCache(loaded.model, method, Budget(**limit), positions=plan.positions),
-    )
-
-
 def from_document(
     loaded: longllm.LoadedModel,
     document: Document,
@@ -109,27 +53,11 @@ def from_document(
     facts = {"document": document.name, "title": document.title, "document_tokens": prompt.document_tokens}
     if plan.method == "full" and keep is None:
         return Source(prompt.ids, str(plan), "full", facts)
+    question = list(prompt.ids[prompt.shared :])
     ids = prompt.ids[: prompt.shared]
-    cache = new_cache(loaded, plan, len(prompt.ids))
-    steered = question_aware and cache.method.steerable
-    questions = [prompt.ids[prompt.shared :]] if steered else []
-    notes = {**facts, "steered": steered, "questions": [list(question) for question in questions]}
-    saved = keep.earlier(loaded, ids, cache) if keep else None
-    if saved is not None and saved.complete:
-        return Source(prompt.ids, str(plan), plan.method, facts, longllm.Prefix(ids, saved.cache, 0.0))
-    if saved is not None:
-        # What is kept of the text so far was chosen by the questions it was begun with: they go on choosing.
-        cache, questions, notes = saved.cache, saved.notes["questions"], saved.notes
-    prefix = beacon.read(
-        loaded,
-        ids,
-        cache,
-        questions=questions,
-        progress=True,
-        after_chunk=(lambda state: keep.save(loaded, ids, state, notes)) if keep else None,
-    )
-    mine = questions == [prompt.ids[prompt.shared :]]
-    return Source(prompt.ids, str(plan), plan.method, facts, prefix, steered and mine, prefix.seconds)
+    reading = read_text(loaded, ids, plan, [question] if question_aware else [], keep, facts, len(prompt.ids))
+    steered = question in reading.notes["questions"]
+    return Source(prompt.ids, str(plan), plan.method, facts, reading.prefix, steered, reading.prefix.seconds)
 
 
 def from_file(loaded: longllm.LoadedModel, path: str, question: str) -> Source:

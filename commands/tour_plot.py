@@ -1,4 +1,4 @@
-"""The tour's plot: how long each run waited and what it kept, as PNG, SVG and SVG for inside a page."""
+"""The tour's plots: how long each run waited and what it kept, as PNG, SVG and SVG for inside a page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 # Drawn in this colour, replaced by the page's own text colour, so that the plot follows light and dark.
 _INK = "#010203"
+_COLOURS = ("#3f7fdc", "#d9822b", "#3f9b5f")
 
 
 def bars(labels: Sequence[str], panels: Mapping[str, Sequence[float]], file: Path) -> str:
@@ -35,11 +36,46 @@ def bars(labels: Sequence[str], panels: Mapping[str, Sequence[float]], file: Pat
         axis.spines[:].set_visible(False)
     # The axes share their rows: turned once, the first label stands on top in all of them.
     axes[0].invert_yaxis()
+    return _written(figure, file, ", ".join(panels))
+
+
+def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], across: str, file: Path) -> str:
+    """Draw one panel of curves per entry of ``panels``, both axes logarithmic; write ``file`` as .png and .svg.
+
+    A curve whose name ends in "computed" is drawn dashed, in the colour of the curve of the same first words.
+
+    Returns:
+        The SVG for use inside HTML: no size of its own, text in the surrounding colour.
+
+    Raises:
+        ImportError: matplotlib (``longscope[eval]``) is not installed.
+    """
+    figure = _matplotlib()(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        colours = dict(zip(dict.fromkeys(name.partition(",")[0] for name in lines), _COLOURS, strict=False))
+        for name, points in lines.items():
+            style = "--" if name.endswith("computed") else "-"
+            axis.plot(*zip(*points, strict=True), style, color=colours[name.partition(",")[0]], label=name, linewidth=2)
+        axis.set(xscale="log", yscale="log")
+        axis.set_title(title, fontsize=10, color=_INK)
+        axis.set_xlabel(across, fontsize=9, color=_INK)
+        axis.tick_params(which="both", colors=_INK, labelsize=8)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.spines[:].set_color(_INK)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, labelcolor=_INK, frameon=False)
+    return _written(figure, file, ", ".join(panels))
+
+
+def _written(figure: Any, file: Path, title: str) -> str:
+    """Write a figure as .png and .svg; return it as SVG for inside a page."""
     figure.savefig(file.with_suffix(".png"), dpi=150, facecolor="white")
     figure.savefig(file.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
     inline = io.StringIO()
     figure.savefig(inline, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(inline.getvalue(), ", ".join(panels))
+    return _inline(inline.getvalue(), title)
 
 
 def require() -> None:

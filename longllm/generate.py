@@ -79,15 +79,24 @@ class Stream(Iterator[str]):
         return self._result
 
 
-def prefill(loaded: LoadedModel, ids: Sequence[int], *, chunk: int = CHUNK, progress: bool = False) -> Prefix:
+def prefill(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    *,
+    chunk: int = CHUNK,
+    progress: bool = False,
+    after_chunk: Callable[[int], None] | None = None,
+) -> Prefix:
     """Read the beginning of a prompt, for several prompts that share it (see ``stream``).
+
+    ``after_chunk`` is told how many tokens have been read.
 
     Raises:
         ValueError: there is nothing to read, or ``chunk`` is below 1.
     """
     begun = time.perf_counter()
     cache = GrowingCache(loaded.model.config, capacity=len(ids))
-    _read(loaded, ids, 0, cache, chunk, progress)
+    _read(loaded, ids, 0, cache, chunk, progress, after_chunk)
     return Prefix(tuple(ids), cache, time.perf_counter() - begun)
 
 
@@ -193,7 +202,15 @@ def _generate(
     )
 
 
-def _read(loaded: LoadedModel, ids: Sequence[int], start: int, cache: Any, chunk: int, progress: bool) -> torch.Tensor:
+def _read(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    start: int,
+    cache: Any,
+    chunk: int,
+    progress: bool,
+    after_chunk: Callable[[int], None] | None = None,
+) -> torch.Tensor:
     """Run ``ids``, whose first position is ``start``, through the model; return the last logits [vocab]."""
     if not ids or chunk < 1:
         raise ValueError(f"need at least one token and a chunk of at least 1, got {len(ids)} and {chunk}")
@@ -206,6 +223,8 @@ def _read(loaded: LoadedModel, ids: Sequence[int], start: int, cache: Any, chunk
             part = ids[begin : begin + chunk]
             logits = _forward(loaded, part, start + begin, cache)
             bar.update(len(part))
+            if after_chunk is not None:
+                after_chunk(begin + len(part))
     return logits
 
 

@@ -98,7 +98,7 @@ class Naive:
             unit = keys / (keys**2).sum(1, keepdim=True).sqrt()
             mean = unit.mean(0)
             return -(unit @ mean) / mean.norm()
-        mass = weights[:, -1 if name == "tova" else -self.method.recent :].mean((0, 1))
+        mass = weights[:, -(1 if name == "tova" else self.method.recent) :].mean((0, 1))
         if name == "tova":
             return mass
         reach = self.method.kernel // 2
