@@ -117,13 +117,14 @@ class CompressedCache(Cache):
         Raises:
             ValueError: padding that is not on the left, or positions that are not the true ones.
         """
-        probe = sum(self.probes)
-        new = self._real_tokens(columns, probe, mask, rows)
-        step = self.schedule.plan(new, columns, self.probes)
-        first_column = [columns - probe - count for count in step.new]
-        offsets = torch.arange(columns)[None] - torch.tensor(first_column)[:, None]
+        probes, self.probes = self.probes, ()
+        if self.step is not None:
+            self.abandon()  # an interrupt does not come by end()
+        new = self._real_tokens(columns, sum(probes), mask, rows)
+        seen = self.schedule.seen or [0] * rows
+        offsets = torch.arange(columns)[None] - torch.tensor([columns - sum(probes) - count for count in new])[:, None]
         if positions is not None:
-            true = torch.tensor(self.schedule.seen)[:, None] + offsets
+            true = torch.tensor(seen)[:, None] + offsets
             given = positions.cpu().expand(rows, -1)
             wrong = (given != true) & (offsets >= 0)
             if wrong.any():
@@ -132,6 +133,7 @@ class CompressedCache(Cache):
                     f"row {row} was given position {int(given[row, column])} for a token whose true position is "
                     f"{int(true[row, column])}: positions count tokens seen, not slots kept"
                 )
+        step = self.schedule.plan(new, columns, probes)
         self.step = step
         for layer in self.layers:
             layer.step = step
@@ -173,13 +175,13 @@ class CompressedCache(Cache):
                 layer.move(step.shift, self.turns[index])
             layer.step = None
         self.schedule.commit(step)
-        self.step, self.probes = None, ()
+        self.step = None
         self.peak = max(self.peak, cache_bytes(self))
         check_step(self, step)
 
     def abandon(self) -> None:
         """Forget a forward pass that failed; the cache is then useless and says so."""
-        self.step, self.probes = None, ()
+        self.step = None
         self.schedule.columns = -1
 
     def fork(self, capacity: int = 0) -> CompressedCache:
@@ -263,12 +265,20 @@ class CompressedCache(Cache):
             raise ValueError(f"the cache holds {len(self.schedule.seen)} rows, the model was given {rows}")
         if mask is None:
             return [columns - probe] * rows
-        if mask.ndim != 2 or mask.shape[1] < columns:
-            raise ValueError(f"the attention mask must be [rows, tokens seen and new], got {list(mask.shape)}")
-        real = mask[:, -columns:].cpu().bool()
+        before = self.schedule.columns
+        if mask.ndim != 2 or mask.shape != (rows, before + columns):
+            raise ValueError(
+                f"the attention mask must be [rows, tokens seen and new], got {list(mask.shape)} "
+                f"for [{rows}, {before} + {columns}]"
+            )
+        seen = self.schedule.seen or [0] * rows
+        real = mask.cpu().bool()
+        if real[:, :before].sum(1).tolist() != seen:
+            raise ValueError("the attention mask hides tokens that the cache holds, or shows padding: it cannot change")
+        real = real[:, before:]
         counts: list[int] = (real.sum(1) - probe).tolist()
-        started = torch.tensor(self.schedule.seen or [0] * rows) > 0
         left = (torch.arange(columns) >= columns - real.sum(1, keepdim=True)) == real
+        started = torch.tensor(seen) > 0
         if not bool(left.all()) or bool((started & ~real.all(1)).any()) or min(counts) < 0:
             raise ValueError("rows must be padded on the left only: set tokenizer.padding_side = 'left'")
         return counts

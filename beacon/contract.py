@@ -9,13 +9,14 @@ import torch
 from transformers import DynamicCache
 
 from beacon.install import compressing
+from flashcore import rope
 
 if TYPE_CHECKING:
     from beacon.cache import CompressedCache
     from beacon.schedule import Step
 
 Make = Callable[..., "CompressedCache"]
-#: largest difference of logits, relative to the largest logit, that rounding explains
+#: largest difference, relative to the largest number, that rounding explains
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
 #: part of the kept slots that near-ties, decided by rounding, may change
 _TIES = 0.1
@@ -44,7 +45,7 @@ def check_step(cache: CompressedCache, step: Step) -> None:
                 raise ContractError(
                     "bytes fell", f"{where} holds {name} of shape {list(tensor.shape)}, planned {max(keep):,} slots"
                 )
-            room = tensor.untyped_storage().nbytes() // (tensor.nbytes // tensor.shape[2])
+            room = tensor.untyped_storage().nbytes() // max(1, tensor.nbytes // max(1, tensor.shape[2]))
             most = max(*keep, *step.limits[index])
             if not cache.budget.keeps_all and room > most:
                 raise ContractError(
@@ -67,10 +68,14 @@ def check_step(cache: CompressedCache, step: Step) -> None:
 
 
 def verify(model: Any, ids: Sequence[int], make: Make) -> list[str]:
-    """Run every invariant on a short text and return their names; about five short forward passes.
+    """Run every invariant on a short text and return their names; about ten short forward passes.
 
     * **ratio 1 is the plain model**: nothing dropped, in chunks, gives the logits of a ``DynamicCache``.
     * **bytes fell on every sample**: two rows of unequal length, half their slots dropped.
+    * **a slot is the token it claims to be**: keys and values of what stays of one chunk are the plain model's at the
+      true positions given, moved by RoPE if positions are compact.
+    * **true positions**: after slots were dropped, the next token is rotated at its true position (the number of slots
+      held, if positions are compact), seen in the first layer, where keys depend on nothing else.
     * **a dropped prefix is gone**: with every slot dropped, a suffix gives the logits of the suffix alone at its true
       positions (at 0, 1, 2, … if positions are compact).
     * **a row is itself in any batch**: the shorter of the two rows gives what it gives alone.
@@ -88,13 +93,15 @@ def verify(model: Any, ids: Sequence[int], make: Make) -> list[str]:
         raise ValueError(f"the contract needs at least 48 tokens of text, got {len(ids)}")
     text = torch.tensor([list(ids)[:128]], device=model.device)
     with torch.inference_mode(), compressing(model):
-        return [name for check in (_plain, _bytes, _prefix, _rows) for name in check(model, text, make)]
+        return [
+            name for check in (_plain, _bytes, _content, _next, _prefix, _rows) for name in check(model, text, make)
+        ]
 
 
 def _plain(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "ratio 1 is the plain model"
     half = text.shape[1] // 2
-    wanted = model(text, past_key_values=DynamicCache(config=model.config)).logits
+    wanted = model(text, past_key_values=_dense(model)).logits
     cache = make(ratio=1)
     got = torch.cat([model(part, past_key_values=cache).logits for part in text.split(half, dim=1)], dim=1)
     _equal(name, got, wanted, "logits with nothing dropped")
@@ -106,7 +113,7 @@ def _bytes(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     half = text.shape[1] // 2
     cache = make(slots=half)
     _read(model, _batch(text), cache, half)
-    dense = DynamicCache(config=model.config)
+    dense = _dense(model)
     model(**_batch(text), past_key_values=dense)
     held, whole = (sum(_layer_bytes(x.layers[index]) for index in cache.full) for x in (cache, dense))
     if held > whole * 3 / 4:
@@ -115,6 +122,39 @@ def _bytes(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
         slots = sum(int((cache.true_positions(index)[row] >= 0).sum(-1).max()) for index in cache.full)
         if slots > len(cache.full) * half:
             raise ContractError(name, f"row {row} still holds {slots:,} slots of {len(cache.full)} x {seen:,} tokens")
+    yield name
+
+
+def _content(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "a slot is the token it claims to be"
+    cache, dense = make(slots=text.shape[1] // 2), _dense(model)
+    model(text, past_key_values=cache)
+    model(text, past_key_values=dense)
+    for index in cache.full:
+        got, whole = cache.layers[index], dense.layers[index]
+        at = cache.true_positions(index)[0].long()
+        for head, positions in enumerate(at):
+            places = positions.to(text.device)
+            keys, values = (plain[:1, head : head + 1].index_select(2, places) for plain in (whole.keys, whole.values))
+            if cache.positions == "compact":
+                count, after = len(positions), cache.schedule.next_position[0]
+                keys = rope.rerotate(keys, places, torch.arange(after - count, after), cache.turns[index].inv_freq)
+            for what, mine, own in (("keys", got.keys, keys), ("values", got.values, values)):
+                _equal(name, mine[:1, head : head + 1], own, f"{what} of layer {index}, head {head}")
+    yield name
+
+
+def _next(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
+    name = "true positions"
+    cache, dense = make(slots=text.shape[1] // 2), _dense(model)
+    model(text, past_key_values=cache)
+    held = max(cache.layers[index].keys.shape[2] for index in cache.full)
+    at = held if cache.positions == "compact" else text.shape[1]
+    token = text[:, :1]
+    model(token, past_key_values=cache)
+    model(token, position_ids=torch.tensor([[at]], device=text.device), past_key_values=dense)
+    got, wanted = cache.layers[0].keys[:, :, -1], dense.layers[0].keys[:, :, -1]
+    _equal(name, got, wanted, f"the key of the next token, to stand at position {at},")
     yield name
 
 
@@ -128,7 +168,7 @@ def _prefix(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     got = model(suffix, past_key_values=cache).logits
     first = 0 if cache.positions == "compact" else cut
     at = torch.arange(first, first + suffix.shape[1], device=text.device)[None]
-    wanted = model(suffix, position_ids=at, past_key_values=DynamicCache(config=model.config)).logits
+    wanted = model(suffix, position_ids=at, past_key_values=_dense(model)).logits
     _equal(name, got, wanted, f"logits of a suffix at positions {first}…{first + suffix.shape[1] - 1}")
     yield name
 
@@ -153,6 +193,11 @@ def _rows(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     if not others:
         _equal(name, got, wanted, "logits of a row in a batch")
     yield name
+
+
+def _dense(model: Any) -> Any:
+    """Return a fresh uncompressed cache."""
+    return DynamicCache(config=model.config)
 
 
 def _batch(text: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -191,8 +236,9 @@ def _layer_bytes(layer: Any) -> int:
 
 
 def _equal(name: str, got: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
-    """Raise unless two sets of logits differ by rounding only."""
+    """Raise unless two tensors differ by rounding only."""
     difference = float((got.float() - wanted.float()).abs().max())
     scale = float(wanted.float().abs().max())
+    # Written so that NaN does not pass.
     if not difference <= _TOLERANCE.get(wanted.dtype, 6e-2) * scale:
         raise ContractError(name, f"{what} differ from the plain model's by {difference:.3g} of {scale:.3g}")

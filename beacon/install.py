@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from beacon.cache import CompressedCache
 from beacon.layers import CompressedLayer
@@ -31,9 +31,9 @@ def compressing(model: Any) -> Iterator[Any]:
     Raises:
         ValueError: the model is no decoder of transformers with a choice of attention implementation.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if decoder is None or not hasattr(model, "set_attn_implementation"):
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is not a decoder of transformers: KV compression does not apply")
+    decoder: Any = model.get_decoder()
     REGISTERED.add(NAME)
     skip_kernel_lookup()
     AttentionInterface.register(NAME, _attention)

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from beacon.methods.base import LayerView, select
 from beacon.schedule import Step
 from beacon.turns import Turns
-from flashcore.hf.cache import GrowingLayer
+from flashcore.hf.cache import GrowingLayer, writable
 
 Rank = Callable[[LayerView], torch.Tensor]
 
@@ -39,7 +39,7 @@ class CompressedLayer(GrowingLayer):
         step = self.step
         if step is None:
             raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
-        if not step.evicts and not step.probe:
+        if not step.joins:
             return super().update(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -68,36 +68,34 @@ class CompressedLayer(GrowingLayer):
         before, after = step.held[self.index], step.keep[self.index]
         valid = [held + new for held, new in zip(before, step.new, strict=True)]
         positions = self.positions(seen, step.new, slots, keys.shape[1])
-        chosen = None
         if any(kept < count for kept, count in zip(after, valid, strict=True)):
             view = LayerView(keys, values, queries, positions, spec, tuple(valid), step, self.index, len(step.keep))
             chosen = select(rank(view), valid, after)
-        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen, step, turns)
+        else:
+            # Columns that are padding in every row go too.
+            chosen = torch.arange(slots - max(after), slots).expand(*keys.shape[:2], -1)
+        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen.to(keys.device), step, turns)
 
     def store(
         self,
         keys: torch.Tensor,
         values: torch.Tensor,
         positions: torch.Tensor,
-        chosen: torch.Tensor | None,
+        chosen: torch.Tensor,
         step: Step,
         turns: Turns | None,
     ) -> None:
-        """Write the chosen slots [batch, kv_heads, kept] (all, if None) into the buffers; -1 chooses padding."""
-        slots = keys.shape[2]
-        if chosen is not None:
-            taken = chosen.clamp(min=0)
-            wide = taken[..., None].expand(-1, -1, -1, keys.shape[3])
-            kept_keys, kept_values = keys.gather(2, wide), values.gather(2, wide)
-            positions = positions.gather(2, taken).masked_fill(chosen < 0, -1)
-        else:
-            kept_keys, kept_values, taken = keys, values, None
+        """Write the chosen slots [batch, kv_heads, kept] into the buffers; -1 chooses padding."""
+        slots, places = keys.shape[2], chosen.clamp(min=0)
+        wide = places[..., None].expand(-1, -1, -1, keys.shape[3])
+        kept_keys, kept_values = keys.gather(2, wide), values.gather(2, wide)
+        places = places.cpu()
+        positions = positions.gather(2, places).masked_fill(chosen.cpu() < 0, -1)
         if turns is not None:
             # Slots stand right-aligned before the next position: the new place of each, less its old one.
             count = kept_keys.shape[2]
             shift = torch.tensor(step.shift)[:, None, None] + slots - count
-            old = torch.arange(slots).expand(*positions.shape[:2], slots) if taken is None else taken.cpu()
-            kept_keys = turns(kept_keys, torch.arange(count) - old + shift)
+            kept_keys = turns(kept_keys, torch.arange(count) - places + shift)
         self.keys, self.values, self.ranked = None, None, positions
         self.write(kept_keys, kept_values)
 
@@ -106,7 +104,8 @@ class CompressedLayer(GrowingLayer):
         count = keys.shape[2]
         size = max(count, self.capacity)
         buffers = self.buffers
-        if buffers is None or buffers[0].shape[2] != size or buffers[0].shape[0] != keys.shape[0]:
+        fits = buffers is not None and buffers[0].shape[:3] == (*keys.shape[:2], size) and writable(buffers[0])
+        if buffers is None or not fits:
             sizes = [(*new.shape[:2], size, new.shape[3]) for new in (keys, values)]
             buffers = keys.new_empty(sizes[0]), values.new_empty(sizes[1])
         for buffer, new in zip(buffers, (keys, values), strict=True):
@@ -181,6 +180,11 @@ class WindowLayer(DynamicSlidingWindowLayer):
         self.keys, self.values = key_states[:, :, kept].clone(), value_states[:, :, kept].clone()
         return key_states, value_states
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return key length and offset for the mask: of what is really held, which may have been forgotten."""
+        held = 0 if self.keys is None or not self.keys.numel() else self.keys.shape[2]
+        return held + query_length, self.cumulative_length - held
+
     def move(self, shift: Sequence[int], turns: Turns) -> None:
         """Turn the kept keys by ``shift[row]`` positions: the next token's position has moved by as much."""
         if self.keys is not None and self.keys.numel() and any(shift):
@@ -192,4 +196,4 @@ class WindowLayer(DynamicSlidingWindowLayer):
         if self.keys is not None and self.values is not None:
             other.lazy_initialization(self.keys, self.values)
             other.keys, other.values = self.keys.clone(), self.values.clone()
-            other.cumulative_length = self.cumulative_length
+        other.cumulative_length = self.cumulative_length

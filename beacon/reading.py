@@ -52,6 +52,7 @@ def read(
         raise ValueError(
             f"the cache has seen {cache.seen} tokens, the text has {len(ids):,}: they do not belong together"
         )
+    questions = [question for question in questions if question]
     asked = [token for question in questions for token in question]
     begun = time.perf_counter()
     # disable=None: no bar where stderr is not a terminal.

@@ -142,7 +142,10 @@ def load_cache(path: str | os.PathLike[str], loaded: LoadedModel) -> SavedCache:
     if made_by["dtype"] != str(loaded.dtype):
         made, now = (name.removeprefix("torch.") for name in (made_by["dtype"], str(loaded.dtype)))
         raise ValueError(f"{source} was made in {made}, the model computes in {now}: choose the same --dtype")
-    return SavedCache(tuple(tensors.pop("ids").tolist()), _rebuilt(facts, tensors, loaded), facts["notes"])
+    try:
+        return SavedCache(tuple(tensors["ids"].tolist()), _rebuilt(facts, tensors, loaded), facts["notes"])
+    except KeyError as missing:
+        raise ValueError(f"{source} is damaged or no cache file (it lacks {missing}); read again") from missing
 
 
 def _rebuilt(facts: dict[str, Any], tensors: dict[str, torch.Tensor], loaded: LoadedModel) -> CompressedCache:
@@ -158,12 +161,11 @@ def _rebuilt(facts: dict[str, Any], tensors: dict[str, torch.Tensor], loaded: Lo
     vars(cache.schedule).update(facts["books"])
     cache.peak = facts["peak"]
     for index, layer in enumerate(cache.layers):
-        keys, values = (tensors.get(f"{name}.{index}") for name in ("keys", "values"))
         if isinstance(layer, WindowLayer):
             layer.cumulative_length = facts["windows"][str(index)]
-        if keys is None or values is None:
-            continue
-        keys, values = keys.to(loaded.device), values.to(loaded.device)
+        if not any(held[0] for held in cache.schedule.slots):
+            continue  # everything was forgotten
+        keys, values = (tensors[f"{name}.{index}"].to(loaded.device) for name in ("keys", "values"))
         layer.lazy_initialization(keys, values)
         if isinstance(layer, CompressedLayer):
             layer.write(keys, values)

@@ -41,6 +41,14 @@ class Step:
         return sum(self.probes)
 
     @property
+    def joins(self) -> bool:
+        """Say whether this step's slots are held beside the buffers until attention has run, then cut down."""
+        if self.evicts or self.probe:
+            return True
+        # Columns that are padding in every row are cut off too.
+        return any(max(held) + self.columns > max(keep) for held, keep in zip(self.held, self.keep, strict=True))
+
+    @property
     def evicts(self) -> bool:
         """Say whether some layer of some row drops something."""
         return any(
@@ -89,18 +97,17 @@ class Schedule:
         Raises:
             ValueError: a fixed budget is below what the method never drops.
         """
-        self.seen, self.next_position = [0] * rows, [0] * rows
-        self.slots = [[0] * rows for _ in self.shares]
-        self.columns = 0
-        if self.budget.ratio is not None:
-            return
-        given = self._capacity(0)
-        if given - room(given) < self.minimum:
+        self.seen = [0] * rows
+        given = 0 if self.budget.ratio is not None else self._capacity(0)
+        if self.budget.ratio is None and given - room(given) < self.minimum:
+            self.seen = []
             raise ValueError(
                 f"a budget of {self.budget} gives each of {rows} rows {given:,} slots a layer, but the method never "
                 f"drops {self.minimum:,} and needs {math.ceil(self.minimum * 8 / 7):,} to work with: give more, or "
                 "choose a method with a smaller window"
             )
+        self.next_position, self.columns = [0] * rows, 0
+        self.slots = [[0] * rows for _ in self.shares]
 
     def plan(self, new: Sequence[int], columns: int, probes: Sequence[int] = ()) -> Step:
         """Decide a forward pass of ``columns`` columns that brings row b ``new[b]`` real tokens."""
@@ -153,15 +160,32 @@ class Schedule:
             return after
         seen = self.seen[row] + new
         capacity = self._capacity(seen)
-        return [min(pair) for pair in zip(after, self._divided(capacity - room(capacity), seen), strict=True)]
+        kept = self._divided(capacity - self._spare(capacity), seen)
+        return [min(pair) for pair in zip(after, kept, strict=True)]
 
     def _limits(self, seen: int) -> list[int]:
         """Return the most slots each layer may hold of a row that has seen ``seen`` tokens."""
-        return self._divided(self._capacity(seen), seen)
+        capacity = self._capacity(seen)
+        if seen <= max(capacity, self.minimum) and self.budget.nbytes is None:
+            return [seen] * len(self.shares)
+        # The room is the same for every layer: one without room would make all of them evict at every token.
+        spare = self._spare(capacity)
+        return [min(seen, slots + spare) for slots in self._divided(capacity - spare, seen)]
+
+    def _spare(self, capacity: int) -> int:
+        """Return the room an eviction leaves in each layer."""
+        return min(room(capacity), max(0, capacity - self.minimum))
 
     def _divided(self, average: int, seen: int) -> list[int]:
-        """Give every layer what the method never drops, and the rest of the budget by shares."""
+        """Give every layer what the method never drops, and the rest of the budget by shares.
+
+        What a layer cannot use, others get; but not of a byte budget, which rows of unequal length share: the memory
+        of a layer is as long as its longest row, so each layer's part must be the same for all rows.
+        """
         base = min(self.minimum, seen)
+        if self.budget.nbytes is not None:
+            parts = spread(max(0, average - self.minimum), self.shares, 2**62)
+            return [min(seen, self.minimum + part) for part in parts]
         return [base + more for more in spread(max(0, average - base), self.shares, seen - base)]
 
     def _capacity(self, seen: int) -> int:

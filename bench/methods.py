@@ -52,6 +52,7 @@ QUESTION = "\n\nWhat are the digits of the pass key of the {door} door?"
 #: Tokens read before the memory mark: enough to evict once, so that everything has been loaded that will be used.
 WARM = 128
 Row = dict[str, Any]
+Cell = tuple[str, int]
 Measure = Callable[["Settings", str, int], Row]
 
 
@@ -79,7 +80,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings that no cell can follow."""
-        ascending = sorted(depth for depth in set(self.depths) if 0 <= depth <= 100)
+        ascending = sorted({depth for depth in self.depths if 0 <= depth <= 100})
         if list(self.depths) != ascending or not 1 <= len(ascending) <= len(DOORS):
             raise ValueError(f"depths must be 1 to {len(DOORS)} ascending per cents, 0 to 100, got {self.depths}")
         if not 1 <= self.ratio < math.inf:
@@ -144,9 +145,8 @@ def peak_memory(*, reset: bool = False) -> int:
 
 
 def full_cache_bytes(model: Any, tokens: int) -> int:
-    """Return the bytes of keys and values that an uncompressed cache has after ``tokens`` tokens."""
+    """Return the bytes of an uncompressed cache after ``tokens`` tokens; a sliding layer holds its window less one."""
     cache = beacon.CompressedCache(model, beacon.method("full"))
-    # A sliding layer holds one token less than its window.
     held = [min(tokens, layer.sliding_window - 1) if layer.is_sliding else tokens for layer in cache.layers]
     return sum(held) * cache.token_bytes
 
@@ -167,8 +167,8 @@ def scored(planted: Planted, depths: Sequence[float], answers: Sequence[str]) ->
     rows = []
     for depth, door, key, answer in zip(depths, DOORS, planted.keys, answers, strict=False):
         named = {other for other in planted.keys if passkey_score(answer, other).correct}
-        row = {"depth": depth, "door": door, "key": key, "answer": answer}
-        rows.append({**row, "found": key in named, "any": bool(named)})
+        score = {"found": key in named, "any": bool(named)}
+        rows.append({"depth": depth, "door": door, "key": key, "answer": answer, **score})
     return rows
 
 
@@ -177,8 +177,7 @@ def measure(settings: Settings, row_name: str, length: int) -> Row:
     name, known = METHODS[row_name]
     loaded = longllm.load(settings.model, dtype=settings.dtype)
     planted = plant(loaded.tokenizer, length, settings)
-    compact = name != "full" and length > loaded.trained_length
-    positions: Any = "compact" if compact else "original"
+    positions: Any = "compact" if name != "full" and length > loaded.trained_length else "original"
     full_bytes = full_cache_bytes(loaded.model, len(planted.ids))
     budget = settings.nbytes or int(full_bytes / settings.ratio)
 
@@ -199,8 +198,6 @@ def measure(settings: Settings, row_name: str, length: int) -> Row:
     depths = scored(planted, settings.depths, [text for text, _ in answers])
     speeds = [speed for _, speed in answers if speed is not None]
     return {
-        "method": row_name,
-        "length": length,
         "positions": positions,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "budget_bytes": budget if ledger else None,
@@ -224,19 +221,17 @@ def measure(settings: Settings, row_name: str, length: int) -> Row:
 def measure_apart(settings: Settings, method: str, length: int) -> Row:
     """Measure one cell in a fresh process, so that its peak memory is its own."""
     cell = json.dumps({"settings": asdict(settings), "method": method, "length": length})
-    return {"method": method, "length": length, **from_process([sys.executable, "-m", "bench.methods", "--cell", cell])}
+    return from_process([sys.executable, "-m", "bench.methods", "--cell", cell])
 
 
 def from_process(command: Sequence[str]) -> Row:
     """Run a command and return the JSON object in its last line of output; ``error`` says why there is none."""
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode < 0:
-        name = signal.Signals(-run.returncode).name
-        return {"error": f"ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")}
+        return {"error": f"ended by {signal.Signals(-run.returncode).name} (SIGKILL: perhaps for want of memory)"}
     if run.returncode:
         return {"error": ([line for line in run.stderr.splitlines() if line.strip()] or ["no message"])[-1].strip()}
-    row: Row = json.loads(run.stdout.strip().splitlines()[-1])
-    return row
+    return dict(json.loads(run.stdout.strip().splitlines()[-1]))
 
 
 def read_rows(file: Path) -> dict[str, Row]:
@@ -251,7 +246,6 @@ def read_rows(file: Path) -> dict[str, Row]:
 
 def append_row(file: Path, row: Row) -> None:
     """Add a row to a JSONL file in one write, which an interruption leaves whole or out."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     # The newline comes first as well: the line before may have been cut off when a disk was full.
     with open(file, "ab", buffering=0) as handle:
         handle.write(b"\n" * bool(handle.tell()) + json.dumps(row).encode())
@@ -261,14 +255,13 @@ def append_row(file: Path, row: Row) -> None:
 def forget_rows(file: Path, keys: set[str]) -> None:
     """Take these rows out of a JSONL file, and leave those of other settings in it."""
     kept = [row for key, row in read_rows(file).items() if key not in keys]
-    if file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, file)
+    partial = file.with_suffix(".partial")
+    partial.write_text("\n".join(map(json.dumps, kept)))
+    os.replace(partial, file)
 
 
-def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float | None:
-    """Predict how long a cell takes from those that are done; None if none is.
+def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float:
+    """Predict how long a cell takes from those that are done; 0 if none is.
 
     Time grows with a power of the length: the one that the method's own two longest cells show, at least 1 and at
     most 2; before there are two, 2 for full attention and 1 for a cache that stays small.
@@ -276,8 +269,8 @@ def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float | 
     done = [row for row in rows if not row.get("error")]
     own = [row for row in done if row["method"] == method]
     if not done:
-        return None
-    seconds = {row["length"]: 0.0 for row in own or done}
+        return 0.0
+    seconds = {row["length"]: 0.01 for row in own or done}
     for row in own or done:
         seconds[row["length"]] = max(seconds[row["length"]], row["cell_seconds"])
     power = 2.0 if method == "full" or not own else 1.0
@@ -289,47 +282,41 @@ def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float | 
 
 
 def collect(
-    cells: Sequence[tuple[str, int]],
-    settings: Settings,
-    file: Path,
-    minutes: float | None = None,
-    measure: Measure = measure_apart,
-) -> tuple[list[Row], list[tuple[str, int]]]:
+    cells: Sequence[Cell], settings: Settings, file: Path, minutes: float = math.inf, measure: Measure = measure_apart
+) -> tuple[list[Row], list[Cell]]:
     """Measure the cells that ``file`` does not have yet; return all rows, and the cells that time did not allow.
 
-    A cell that failed is tried again. A cell without any like it to predict from is started in any case.
+    A cell that failed is tried again. The first cell, with none to predict from, is started in any case.
     """
     begun, shared = time.monotonic(), settings.fingerprint()
-    done = {key: row for key, row in read_rows(file).items() if row["settings"] == shared}
+    done = {key: row for key, row in read_rows(file).items() if row.get("settings") == shared}
     keys = {cell: f"{shared}/{cell[0]}/{cell[1]}" for cell in cells}
-    left_out = []
+    left_out: list[Cell] = []
     for method, length in tqdm(cells, desc="cells", unit="cell"):
         key = keys[method, length]
         if key in done and not done[key].get("error"):
             continue
-        expected = predicted_seconds(done.values(), method, length) or 0.0
-        if minutes is not None and time.monotonic() - begun + expected > 60 * minutes:
+        if time.monotonic() - begun + predicted_seconds(done.values(), method, length) > 60 * minutes:
             left_out.append((method, length))
             continue
         start = time.monotonic()
-        row = measure(settings, method, length)
-        done[key] = {"key": key, "settings": shared, **row, "cell_seconds": round(time.monotonic() - start, 2)}
+        row = {"key": key, "settings": shared, "method": method, "length": length, **measure(settings, method, length)}
+        done[key] = {"cell_seconds": round(time.monotonic() - start, 2), **row}
         append_row(file, done[key])
         tqdm.write(table([done[key]]).splitlines()[-1])
     return [done[key] for key in keys.values() if key in done], left_out
 
 
-COLUMNS = ["method", "tokens", "positions", "KV MB", "times smaller", "reading s", "tokens/s", "peak MB", "right key",
-           "any key", "by depth"]  # fmt: skip
+COLUMNS = "method | tokens | positions | KV MB | ratio | reading s | tokens/s | peak MB | right | any | by depth"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a markdown table; by depth, ● is the right key, ○ another planted one, · none."""
-    lines = [COLUMNS, ["---"] * 3 + ["---:"] * 7 + ["---"]]
+    """Return the rows as a markdown table; by depth, ● is the right key, ○ another that was planted, · none."""
+    lines = [COLUMNS.split(" | "), ["---"] * 3 + ["---:"] * 7 + ["---"]]
     for row in rows:
         cells = [row["method"], f"{row['length']:,}"]
         if row.get("error"):
-            lines.append([*cells, *["-"] * (len(COLUMNS) - 3), f"error: {row['error']}".replace("|", "/")])
+            lines.append([*cells, *["-"] * 8, f"error: {row['error']}".replace("|", "/")])
             continue
         speed, of = row["decode_tokens_per_second"], len(row["depths"])
         marks = ["●" if depth["found"] else "○" if depth["any"] else "·" for depth in row["depths"]]
@@ -346,13 +333,12 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     good = sorted((row for row in rows if not row.get("error")), key=lambda row: row["length"])
-    panels = {"prefill_seconds": "seconds to read", "kv_bytes": "KV cache, bytes", "found": "right keys found"}
-    for axis, (field, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    panels = {"seconds to read": ("prefill_seconds", 1), "KV MB": ("kv_bytes", 1e6), "right keys found": ("found", 1)}
+    for axis, (title, (field, unit)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
-            line = [(row["length"], row[field]) for row in good if row["method"] == method]
+            line = [(row["length"], row[field] / unit) for row in good if row["method"] == method]
             axis.plot([x for x, _ in line], [y for _, y in line], marker="o", label=method, alpha=0.8)
-        axis.set(xscale="log", xlabel="tokens", title=title)
-        axis.set_xticks(sorted({row["length"] for row in good}))
+        axis.set(xscale="log", xlabel="tokens", title=title, xticks=sorted({row["length"] for row in good}))
         axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}K")
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
@@ -370,10 +356,11 @@ def options() -> argparse.ArgumentParser:
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--ratio", type=float, default=Settings.ratio, help="full cache's bytes / budget, per length")
     limit.add_argument("--budget", metavar="SIZE", help="the same bytes for all lengths, such as 64MB")
-    parser.add_argument("--depths", nargs="+", type=float, default=Settings.depths, help="per cent, ascending")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--budget-minutes", type=float, help="start no cell that would end after so many minutes")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=math.inf, help="start no cell that would end after so many minutes"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure these cells again")
     parser.add_argument("--quick", action="store_true", help="1K tokens and three methods, into methods-quick.*")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
@@ -387,28 +374,26 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.cell:
         cell = json.loads(chosen.cell)
-        depths = tuple(cell["settings"].pop("depths"))
-        print(json.dumps(measure(Settings(**cell["settings"], depths=depths), cell["method"], cell["length"])))
+        print(json.dumps(measure(Settings(**cell["settings"]), cell["method"], cell["length"])))
         return
     try:
         nbytes = beacon.parse_bytes(chosen.budget) if chosen.budget else None
-        settings = Settings(chosen.model, chosen.dtype, chosen.haystack, chosen.ratio, nbytes, tuple(chosen.depths))
+        settings = Settings(chosen.model, chosen.dtype, chosen.haystack, chosen.ratio, nbytes)
     except ValueError as error:
         parser.error(str(error))
     methods, lengths = QUICK if chosen.quick else (chosen.methods, chosen.lengths)
     # Lengths outermost: all methods of a length are measured close together and share the machine's noise.
     cells = [(method, length) for length in lengths for method in methods]
     file = chosen.out / ("methods-quick.jsonl" if chosen.quick else "methods.jsonl")
+    chosen.out.mkdir(parents=True, exist_ok=True)
     if chosen.fresh:
         forget_rows(file, {f"{settings.fingerprint()}/{method}/{length}" for method, length in cells})
-    rows, left_out = collect(cells, settings, file, chosen.budget_minutes)
+    rows, left_out = collect(cells, settings, file, chosen.budget_minutes, measure_apart)
     report = {"environment": environment(), "settings": asdict(settings), "rows": rows, "left_out": left_out}
-    chosen.out.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(report, indent=1))
     plot(rows, file)
-    print(table(rows))
-    for method, length in left_out:
-        print(f"left out for want of time: {method} at {length:,} tokens")
+    missing = (f"left out for want of time: {method} at {length:,} tokens" for method, length in left_out)
+    print(table(rows), *missing, sep="\n")
 
 
 if __name__ == "__main__":

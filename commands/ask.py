@@ -14,7 +14,7 @@ from longllm import Attention, Decoding, DType
 
 log = logging.getLogger(__name__)
 
-#: tokens of an excerpt (``--method retrieve``), at most; never more than a quarter of the trained length
+#: tokens of an excerpt (``--method retrieve``), at most; never more than half the trained length
 _EXCERPT = 2048
 
 
@@ -96,7 +96,7 @@ def ask(
     if document is None:
         source = ask_reading.from_file(loaded, cache, question)
     elif method == "retrieve":
-        source = ask_reading.from_spans(loaded, document, question, min(_EXCERPT, loaded.trained_length // 4))
+        source = ask_reading.from_spans(loaded, document, question, min(_EXCERPT, loaded.trained_length // 2))
     else:
         prompt = longllm.document_prompt(loaded.tokenizer, document.text, question)
         plan = decide(wish, len(prompt.ids), loaded.trained_length)

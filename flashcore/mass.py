@@ -9,12 +9,15 @@ from .checks import check_call
 from .spec import AttentionSpec
 from .varlen import Segment, segments
 
+#: scores of a block of queries that are held at once: 64 MiB of fp32, or one query if that is more
+HELD_SCORES = 2**24
+
 
 def attention_mass(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec | None = None) -> torch.Tensor:
     """Sum the attention probabilities that every key receives from all queries and all heads of its group.
 
-    The one other place beside ``attention`` that computes probabilities. Tiles, two passes (log-sum-exp, then
-    column sums): memory linear in n and m. Not differentiable.
+    The one other place beside ``attention`` that computes probabilities. A block of queries at a time, whose scores
+    are held until their sums are known: memory does not grow with n. Not differentiable.
 
     Args:
         q: [batch, heads, n, d] queries, usually the last few (SnapKV's observation window).
@@ -50,12 +53,17 @@ def dense_mass(q: torch.Tensor, k: torch.Tensor, problem: blockwise.Problem) -> 
     """Return the masses [batch, kv_heads, m] of one dense problem."""
     rows = blockwise.grouped(q, k.shape[1])
     mass = q.new_zeros(k.shape[:3], dtype=torch.float32)
-    for queries in blockwise.query_blocks(q.shape[2]):
-        level = torch.full((*rows.shape[:3], queries.stop - queries.start), float("-inf"), device=q.device)
-        for tile in blockwise.tiles(rows, k, problem, queries):
-            level = torch.logaddexp(level, tile.scores.logsumexp(-1).float())
-        # Rows that see nothing have -inf - -inf = NaN; at level 0 their hidden scores give weight 0.
-        level = level.masked_fill(level == float("-inf"), 0.0)[..., None]
-        for tile in blockwise.tiles(rows, k, problem, queries):
-            mass[:, :, tile.keys] += (tile.scores - level).exp_().sum((2, 3)).float()
+    block = max(1, HELD_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    for start in range(0, q.shape[2], block):
+        queries = slice(start, min(start + block, q.shape[2]))
+        tiles = list(blockwise.tiles(rows, k, problem, queries))
+        if not tiles:
+            continue
+        peak = torch.stack([tile.scores.amax(-1) for tile in tiles]).amax(0)
+        # Rows that see nothing have -inf - -inf = NaN; against peak 0 their hidden scores give weight 0.
+        peak = peak.masked_fill(peak == float("-inf"), 0.0)[..., None]
+        total = torch.stack([tile.scores.sub_(peak).exp_().sum(-1) for tile in tiles]).sum(0)
+        share = total.reciprocal().masked_fill(total == 0, 0.0).flatten(2, 3)[:, :, None]
+        for tile in tiles:
+            mass[:, :, tile.keys] += (share @ tile.scores.flatten(2, 3)).squeeze(2).float()
     return mass

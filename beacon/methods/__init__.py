@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,8 @@ def method(name: str, **settings: Any) -> Method:
         raise ValueError(f"unknown compression method {name!r}; choose one of {', '.join(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
     cls = getattr(importlib.import_module(f"beacon.methods.{module}"), attribute)
-    unknown = settings.keys() - cls.__dataclass_fields__.keys()
-    if unknown:
-        known = ", ".join(cls.__dataclass_fields__)
-        raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}; its settings are {known}")
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(settings.keys() - set(known)):
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; its settings are {', '.join(known)}")
     made: Method = cls(**settings)
     return made

@@ -48,8 +48,9 @@ class GrowingLayer(DynamicLayer):
         self, total: int, held: int, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return buffers that hold the first ``held`` tokens and have room for ``total``."""
-        if self.buffers is not None and self.owns_keys(self.buffers[0]) and self.buffers[0].shape[2] >= total:
-            return self.buffers
+        own = self.buffers
+        if own is not None and own[0].shape[2] >= total and self.owns_keys(own[0]) and writable(own[0]):
+            return own
         room = total + GROWTH - 1 if held else total
         size = self.capacity if self.capacity >= total else room
         buffers = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in (key_states, value_states))
@@ -119,6 +120,11 @@ class GrowingCache(DynamicCache):
             else:
                 other.layers.append(copy.deepcopy(layer))
         return other
+
+
+def writable(buffer: torch.Tensor) -> bool:
+    """Say whether a buffer may be written here: one made under ``inference_mode`` may not be outside of it."""
+    return torch.is_inference_mode_enabled() or not buffer.is_inference()
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -23,7 +23,13 @@ KINDS = {
     "gemma3_text": {
         "sliding_window": 9,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-        "query_pre_attn_scalar": 8,
+        "query_pre_attn_scalar": 16,
+    },
+    "gemma2": {
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "attn_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 4,
     },
 }
 

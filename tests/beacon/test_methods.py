@@ -99,7 +99,7 @@ def test_generation_within_a_budget_equals_the_method_written_out_slowly(
         torch.testing.assert_close(got, logits[length - 1 :], atol=5e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gemma2"])
 @pytest.mark.parametrize("name", EVICTING)
 def test_one_pass_keeps_what_the_weights_of_eager_attention_rank_highest(name, kind, tiny, compressed, kept):
     model, ids, length = tiny(kind), torch.randint(1, 200, (1, 48)), 48
@@ -295,5 +295,6 @@ def test_a_method_of_ones_own_ranks_what_it_is_shown(tiny, kept):
         model(ids[:, :8], past_key_values=cache)
         model(ids[:, 8:], past_key_values=cache)
     assert kept(cache)[0] == [[[0, 1, 2, 3, 4, 5, 17, 18, 19]] * 2] * 3
-    assert [(view.layer, view.layers, view.slots, view.valid) for view in views] == [(n, 3, 20, (20,)) for n in range(3)]
+    assert [(view.layer, view.layers) for view in views] == [(0, 3), (1, 3), (2, 3)]
+    assert all((view.slots, view.valid) == (20, (20,)) for view in views)
     assert all(view.queries.shape == (1, 4, 12, 8) for view in views)

@@ -194,7 +194,7 @@ def test_a_budget_below_what_the_method_protects_is_refused_every_time(budget):
     for schedule in (books(budget, [1.0]), books(budget, [1.0], compact=True)):
         # Trying again must not succeed.
         for _ in range(2):
-            with pytest.raises(ValueError, match="gives each of 2 rows .* never drops 9 and needs 11 to work with"):
+            with pytest.raises(ValueError, match=r"gives each of 2 rows .* never drops 9 and needs 11 to work with"):
                 schedule.plan([5, 5], 5)
 
 

@@ -36,10 +36,10 @@ def test_mass_adds_up_to_the_queries_that_see_something():
 
 
 def test_mass_is_blockwise(monkeypatch):
-    from flashcore import blockwise
+    from flashcore import blockwise, mass
 
     q, k = torch.randn(1, 2, 50, 8), torch.randn(1, 1, 70, 8)
     whole = attention_mass(q, k, AttentionSpec(causal=True))
-    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(mass, "HELD_SCORES", 2 * 70 * 16)
     monkeypatch.setattr(blockwise, "KEY_BLOCK", 16)
     torch.testing.assert_close(attention_mass(q, k, AttentionSpec(causal=True)), whole)
