@@ -78,7 +78,7 @@ class CompressedCache(Cache):
         self.method, self.budget, self.positions = method, budget, positions
         self.turns = _turns(model, config, layers) if positions == "compact" and not budget.keeps_all else {}
         #: bytes of one token's keys and values in one layer
-        self.token_bytes, index = _sizes(config, model.dtype.itemsize)
+        self.token_bytes, index = _sizes(config, model.dtype.itemsize, method.remembers)
         fixed = sum((layer.sliding_window - 1) * self.token_bytes for layer in layers if isinstance(layer, WindowLayer))
         slot = len(self.full) * (self.token_bytes + index)
         shares = method.shares(len(self.full))
@@ -159,7 +159,7 @@ class CompressedCache(Cache):
         joined = 0 if layer.joined is None else sum(tensor.nbytes for tensor in layer.joined)
         if joined:
             self.peak = max(self.peak, cache_bytes(self) + joined)
-        layer.settle(queries, spec, self.schedule.seen, self.method.rank, self.turns.get(layer_idx))
+        layer.settle(queries, spec, self.schedule.seen, self.method, self.turns.get(layer_idx))
 
     def end(self) -> None:
         """Enter the forward pass into the books and check that they are true.
@@ -293,10 +293,10 @@ class CompressedCache(Cache):
         return max(after, limit if step.evicts else min(limit, grown))
 
 
-def _sizes(config: Any, itemsize: int) -> tuple[int, int]:
-    """Return the bytes of a token's keys and values in one layer, and of the slots' positions beside them."""
+def _sizes(config: Any, itemsize: int, remembers: bool) -> tuple[int, int]:
+    """Return the bytes of a token's keys and values in one layer, and of a slot's position and score beside them."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * heads * _head_dim(config) * itemsize, 4 * heads
+    return 2 * heads * _head_dim(config) * itemsize, (8 if remembers else 4) * heads
 
 
 def _head_dim(config: Any) -> int:

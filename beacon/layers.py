@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from beacon.methods.base import LayerView, select
+from beacon.methods.base import LayerView, Method, select
 from beacon.schedule import Step
 from beacon.turns import Turns
+from flashcore import AttentionSpec
 from flashcore.hf.cache import GrowingLayer, writable
-
-Rank = Callable[[LayerView], torch.Tensor]
 
 
 class CompressedLayer(GrowingLayer):
@@ -29,6 +28,8 @@ class CompressedLayer(GrowingLayer):
         self.index = index
         #: [batch, kv_heads, slots] int32 true positions at the last eviction, -1 for padding; later slots follow on
         self.ranked = torch.empty(0, dtype=torch.int32)
+        #: [batch, kv_heads, slots] their scores at that time; None if the method does not remember them
+        self.scores: torch.Tensor | None = None
         self.joined: tuple[torch.Tensor, torch.Tensor] | None = None
         self.step: Step | None = None
 
@@ -49,14 +50,16 @@ class CompressedLayer(GrowingLayer):
         self.joined = keys, values
         return keys, values
 
-    def settle(self, queries: torch.Tensor, spec: Any, seen: Sequence[int], rank: Rank, turns: Turns | None) -> None:
+    def settle(
+        self, queries: torch.Tensor, spec: AttentionSpec, seen: Sequence[int], method: Method, turns: Turns | None
+    ) -> None:
         """Drop what the step decided to drop, once this layer's attention has run.
 
         Args:
             queries: [batch, heads, n, d] of this forward pass, probe included.
             spec: how they attended.
             seen: [row] real tokens before this step.
-            rank: the method.
+            method: ranks the slots.
             turns: moves keys to compact positions; None = positions stay true.
         """
         step, joined = self.step, self.joined
@@ -68,13 +71,28 @@ class CompressedLayer(GrowingLayer):
         before, after = step.held[self.index], step.keep[self.index]
         valid = [held + new for held, new in zip(before, step.new, strict=True)]
         positions = self.positions(seen, step.new, slots, keys.shape[1])
+        scores = None
         if any(kept < count for kept, count in zip(after, valid, strict=True)):
-            view = LayerView(keys, values, queries, positions, spec, tuple(valid), step, self.index, len(step.keep))
-            chosen = select(rank(view), valid, after)
+            layers = len(step.keep)
+            known = None if self.scores is None else self.remembered(slots)
+            view = LayerView(keys, values, queries, positions, spec, tuple(valid), step, self.index, layers, known)
+            scores = method.scores(view).to(keys.device, torch.float32).expand(positions.shape)
+            chosen = select(method.rank(scores, positions.to(scores.device)), valid, after)
         else:
             # Columns that are padding in every row go too.
-            chosen = torch.arange(slots - max(after), slots).expand(*keys.shape[:2], -1)
-        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen.to(keys.device), step, turns)
+            chosen = torch.arange(slots - max(after), slots, device=keys.device).expand(*keys.shape[:2], -1)
+        if method.remembers:
+            held = self.remembered(slots, like=keys) if scores is None else scores
+            self.scores = held.gather(2, chosen.clamp(min=0))
+        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen, step, turns)
+
+    def remembered(self, slots: int, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the scores of ``slots`` columns, [batch, kv_heads, slots]: minus infinity for those never ranked."""
+        if self.scores is not None:
+            return torch.nn.functional.pad(self.scores, (0, slots - self.scores.shape[2]), value=float("-inf"))
+        if like is None:
+            raise ValueError("nothing has been ranked yet: give a tensor to take rows, heads and device from")
+        return torch.full((*like.shape[:2], slots), float("-inf"), device=like.device)
 
     def store(
         self,
@@ -134,6 +152,7 @@ class CompressedLayer(GrowingLayer):
             other.capacity = self.capacity
             other.write(self.keys, self.values)
         other.ranked = self.ranked.clone()
+        other.scores = None if self.scores is None else self.scores.clone()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Take these rows, in this order."""
@@ -147,11 +166,14 @@ class CompressedLayer(GrowingLayer):
             self.write(keys, values)
         if self.ranked.ndim == 3:
             self.ranked = self.ranked.index_select(0, indices.cpu())
+        if self.scores is not None:
+            self.scores = self.scores.index_select(0, indices.to(self.scores.device))
 
     def reset(self) -> None:
         """Forget all slots and free the buffers."""
         super().reset()
-        self.ranked, self.joined, self.step = torch.empty(0, dtype=torch.int32), None, None
+        self.ranked, self.scores = torch.empty(0, dtype=torch.int32), None
+        self.joined = self.step = None
 
 
 class WindowLayer(DynamicSlidingWindowLayer):

@@ -61,7 +61,7 @@ class Ledger:
     nbytes: int
     """bytes of keys and values of all layers, as they lie in memory"""
     index_bytes: int
-    """bytes of the slots' true positions"""
+    """bytes of the slots' true positions, and of their scores if the method remembers them"""
     full_bytes: int
     """bytes of keys and values that an uncompressed cache would hold"""
     peak_bytes: int
@@ -114,7 +114,7 @@ def take(cache: CompressedCache) -> Ledger:
             continue
         slots = tuple(cache.schedule.slots[layer.index]) if seen else ()
         positions = cache.true_positions(number)
-        index_bytes += layer.ranked.nbytes
+        index_bytes += layer.ranked.nbytes + (0 if layer.scores is None else layer.scores.nbytes)
         for row, count in enumerate(seen):
             real = positions[row][positions[row] >= 0]
             histogram += torch.bincount(real.long() * _PARTS // max(1, count), minlength=_PARTS)[:_PARTS]

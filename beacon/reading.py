@@ -13,7 +13,9 @@ from beacon.cache import CompressedCache
 from beacon.install import compressing
 from longllm import LoadedModel, Prefix
 
-CHUNK = 1024
+#: Large, because every chunk is read with all questions and ends with an eviction; the activations of 2,048 tokens
+#: are still far smaller than the weights of any model.
+CHUNK = 2048
 
 
 def read(

@@ -81,11 +81,8 @@ def save_cache(
         raise ValueError(f"a cache to be saved has one row and has read something, this one has {len(cache.seen)} rows")
     tensors = {"ids": torch.tensor(ids, dtype=torch.int32)}
     for index, layer in enumerate(cache.layers):
-        for name, tensor in (
-            ("keys", layer.keys),
-            ("values", layer.values),
-            ("ranked", getattr(layer, "ranked", None)),
-        ):
+        for name in ("keys", "values", "ranked", "scores"):
+            tensor = getattr(layer, name, None)
             if tensor is not None and tensor.ndim > 1:
                 tensors[f"{name}.{index}"] = tensor.detach().cpu().contiguous()
     books = cache.schedule
@@ -171,6 +168,7 @@ def _rebuilt(facts: dict[str, Any], tensors: dict[str, torch.Tensor], loaded: Lo
             layer.write(keys, values)
         else:
             layer.keys, layer.values = keys, values
-        if f"ranked.{index}" in tensors:
-            layer.ranked = tensors[f"ranked.{index}"]
+        for name in ("ranked", "scores"):
+            if f"{name}.{index}" in tensors:
+                setattr(layer, name, tensors[f"{name}.{index}"])
     return cache

@@ -33,6 +33,8 @@ class LayerView:
     """place among the full-attention layers, from 0"""
     layers: int
     """how many there are"""
+    remembered: torch.Tensor | None = None
+    """[batch, kv_heads, slots] score of each slot at the last eviction, minus infinity for new ones; or None"""
 
     @property
     def slots(self) -> int:
@@ -89,6 +91,11 @@ class Method:
     #: whether a question asked beforehand (a probe) changes what is kept
     steerable: ClassVar[bool] = False
 
+    @property
+    def remembers(self) -> bool:
+        """Say whether slots carry their scores along (4 bytes a slot and key head)."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse settings that no cache can follow."""
         for field, least in (("sink", 0), ("recent", 1)):
@@ -108,11 +115,10 @@ class Method:
         """Return how much each slot is worth, [batch, kv_heads, slots]; padding may have any score."""
         raise NotImplementedError
 
-    def rank(self, view: LayerView) -> torch.Tensor:
-        """Return the scores with protected slots at plus and padding at minus infinity."""
-        scores = self.scores(view).float().expand(view.positions.shape).clone()
-        positions = view.positions.to(scores.device)
-        scores[:, :, view.slots - self.recent :] = float("inf")
+    def rank(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the scores [batch, kv_heads, slots] with protected slots at plus and padding at minus infinity."""
+        scores = scores.clone()
+        scores[:, :, positions.shape[2] - self.recent :] = float("inf")
         scores.masked_fill_(positions < self.sink, float("inf"))
         return scores.masked_fill_(positions < 0, float("-inf"))
 

@@ -12,7 +12,8 @@ KINDS = ["llama", "qwen2", "gemma3_text"]
 EVICTING = [name for name in beacon.METHODS if name != "full"]
 #: a kind of budget and the positions it is tried with
 LIMITS = [("ratio", "original"), ("slots", "compact"), ("nbytes", "compact")]
-LENGTHS = (40, 29, 21)
+#: the second row begins with a chunk of padding and one token of it in the next
+LENGTHS = (38, 21)
 CHUNK = 16
 VALUES = {"ratio": 2.5, "slots": 16}
 
@@ -83,11 +84,11 @@ def test_generation_within_a_budget_equals_the_method_written_out_slowly(
         assert limit != "nbytes" or in_memory(cache) <= budget["nbytes"]
         return held, cache.seen
 
-    options = {"max_new_tokens": 11, "return_dict_in_generate": True, "output_logits": True}
+    options = {"max_new_tokens": 9, "return_dict_in_generate": True, "output_logits": True}
     with watched(model, cache, look) as passes:
         out = model.generate(**batch, past_key_values=cache, prefill_chunk_size=CHUNK, **options)
-    assert len(passes) == math.ceil(LENGTHS[0] / CHUNK) + 10
-    assert cache.get_seq_length() == LENGTHS[0] + 10
+    assert len(passes) == math.ceil(LENGTHS[0] / CHUNK) + 8
+    assert cache.get_seq_length() == LENGTHS[0] + 8
     assert any(len(layer[0]) < cache.seen[0] for layer in passes[-1][0][0])
     slow = naive.Naive(model, cache.method, positions == "compact")
     for row, length in enumerate(LENGTHS):
@@ -146,7 +147,7 @@ def test_one_pass_keeps_what_the_weights_of_eager_attention_rank_highest(name, k
 @pytest.mark.parametrize("name", beacon.METHODS)
 def test_ratio_1_is_the_plain_model(name, kind, tiny, compressed, padded):
     model, batch = tiny(kind), padded(30, 19)
-    options = {"max_new_tokens": 8, "return_dict_in_generate": True, "output_logits": True}
+    options = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True}
     plain = model.generate(**batch, **options)
     for positions in ("original", "compact"):
         cache = compressed(model, name, ratio=1, positions=positions)

@@ -178,7 +178,7 @@ def first_layer_keys(model, ids):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("name", ["streaming", "tova", "keydiff"])
 def test_compact_keys_stay_those_of_their_tokens_at_their_places(name, dtype, bound, build, compressed):
-    model, ids = build("llama", dtype=dtype, num_hidden_layers=1), text(150)
+    model, ids = build("llama", dtype=dtype, num_hidden_layers=1), text(110)
     cache = compressed(model, name, slots=20, positions="compact")
     read(model, ids[:, :30], cache)
     read(model, ids[:, 30:], cache, chunk=1)
