@@ -42,10 +42,10 @@ class Budget:
             raise ValueError(f"a budget is one of ratio, slots or nbytes, got {given or 'none of them'}")
         if self.ratio is not None and not 1 <= self.ratio < float("inf"):
             raise ValueError(f"ratio must be a number of at least 1 (1 keeps everything), got {self.ratio}")
-        if self.slots is not None and self.slots < 1:
-            raise ValueError(f"slots must be at least 1, got {self.slots}")
-        if self.nbytes is not None and self.nbytes < 1:
-            raise ValueError(f"nbytes must be at least 1, got {self.nbytes}")
+        for name in ("slots", "nbytes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def __str__(self) -> str:
         """Return the limit in words.

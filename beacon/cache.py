@@ -156,10 +156,10 @@ class CompressedCache(Cache):
     def attended(self, layer_idx: int, queries: torch.Tensor, spec: AttentionSpec) -> None:
         """Let a compressed layer drop what the plan says, now that its attention has run."""
         layer = self.layers[layer_idx]
-        joined = 0 if layer.joined is None else sum(tensor.nbytes for tensor in layer.joined)
-        if joined:
-            self.peak = max(self.peak, cache_bytes(self) + joined)
-        layer.settle(queries, spec, self.schedule.seen, self.method, self.turns.get(layer_idx))
+        layer.observe(queries, spec, self.schedule.seen, self.method)
+        if not self.method.joint:
+            self._note_peak()
+            layer.settle(self.method, self.turns.get(layer_idx))
 
     def end(self) -> None:
         """Enter the forward pass into the books and check that they are true.
@@ -167,17 +167,24 @@ class CompressedCache(Cache):
         Raises:
             ContractError: a layer does not hold what the plan says.
         """
-        from beacon.contract import check_step
+        from beacon.contract import ContractError, check_step
 
         step = self._current()
+        if self.method.joint:
+            self._note_peak()
+            self._settle_together()
         for index, layer in enumerate(self.layers):
             if isinstance(layer, WindowLayer) and index in self.turns:
                 layer.move(step.shift, self.turns[index])
             layer.step = None
         self.schedule.commit(step)
         self.step = None
-        self.peak = max(self.peak, cache_bytes(self))
-        check_step(self, step)
+        self._note_peak()
+        try:
+            check_step(self, step)
+        except ContractError:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Forget a forward pass that failed; the cache is then useless and says so."""
@@ -250,6 +257,25 @@ class CompressedCache(Cache):
         super().reset()
         self.schedule.seen, self.schedule.slots, self.schedule.next_position = [], [], []
         self.schedule.columns, self.step, self.peak, self.probes = 0, None, 0, ()
+
+    def _settle_together(self) -> None:
+        """Let the method see the scores of all layers before any of them drops something."""
+        layers = [self.layers[index] for index in self.full]
+        found = [layer.found for layer in layers]
+        if all(each is not None and each.scores is not None for each in found):
+            known = [
+                None if layer.scores is None else layer.remembered(layer.found.scores.shape[2]) for layer in layers
+            ]
+            worth = self.method.combine([each.scores for each in found], known)
+            for layer, scores in zip(layers, worth, strict=True):
+                layer.found = layer.found._replace(scores=scores)
+        for index, layer in zip(self.full, layers, strict=True):
+            layer.settle(self.method, self.turns.get(index))
+
+    def _note_peak(self) -> None:
+        """Remember the most bytes ever held, joined chunks included."""
+        joined = sum(tensor.nbytes for index in self.full for tensor in self.layers[index].joined or ())
+        self.peak = max(self.peak, cache_bytes(self) + joined)
 
     def _current(self) -> Step:
         """Return the step in progress."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -13,6 +13,17 @@ from beacon.schedule import Step
 from beacon.turns import Turns
 from flashcore import AttentionSpec
 from flashcore.hf.cache import GrowingLayer, writable
+
+
+class Found(NamedTuple):
+    """What a layer knows about its joined slots between its attention and the cut."""
+
+    scores: torch.Tensor | None
+    """[batch, kv_heads, slots] float32; None if nothing has to go"""
+    positions: torch.Tensor
+    """[batch, kv_heads, slots] true positions, -1 for padding"""
+    valid: tuple[int, ...]
+    """[row] real slots"""
 
 
 class CompressedLayer(GrowingLayer):
@@ -31,6 +42,7 @@ class CompressedLayer(GrowingLayer):
         #: [batch, kv_heads, slots] their scores at that time; None if the method does not remember them
         self.scores: torch.Tensor | None = None
         self.joined: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.found: Found | None = None
         self.step: Step | None = None
 
     def update(
@@ -50,41 +62,53 @@ class CompressedLayer(GrowingLayer):
         self.joined = keys, values
         return keys, values
 
-    def settle(
-        self, queries: torch.Tensor, spec: AttentionSpec, seen: Sequence[int], method: Method, turns: Turns | None
-    ) -> None:
-        """Drop what the step decided to drop, once this layer's attention has run.
+    def observe(self, queries: torch.Tensor, spec: AttentionSpec, seen: Sequence[int], method: Method) -> None:
+        """Score the joined slots, now that this layer's attention has run; nothing is dropped yet.
 
         Args:
             queries: [batch, heads, n, d] of this forward pass, probe included.
             spec: how they attended.
             seen: [row] real tokens before this step.
             method: ranks the slots.
-            turns: moves keys to compact positions; None = positions stay true.
         """
         step, joined = self.step, self.joined
-        self.step = self.joined = None
         if step is None or joined is None:
+            self.step = None
             return
         keys, values = joined
         slots = keys.shape[2] - step.probe
-        before, after = step.held[self.index], step.keep[self.index]
-        valid = [held + new for held, new in zip(before, step.new, strict=True)]
+        held, kept = step.held[self.index], step.keep[self.index]
+        valid = tuple(old + new for old, new in zip(held, step.new, strict=True))
         positions = self.positions(seen, step.new, slots, keys.shape[1])
         scores = None
-        if any(kept < count for kept, count in zip(after, valid, strict=True)):
-            layers = len(step.keep)
-            known = None if self.scores is None else self.remembered(slots)
-            view = LayerView(keys, values, queries, positions, spec, tuple(valid), step, self.index, layers, known)
+        if any(after < count for after, count in zip(kept, valid, strict=True)):
+            view = LayerView(keys, values, queries, positions, spec, valid, step, self.index, len(step.keep))
             scores = method.scores(view).to(keys.device, torch.float32).expand(positions.shape)
-            chosen = select(method.rank(scores, positions.to(scores.device)), valid, after)
+        self.found = Found(scores, positions, valid)
+
+    def settle(self, method: Method, turns: Turns | None) -> None:
+        """Drop what the step decided to drop.
+
+        Args:
+            method: protects and ranks the slots by their scores.
+            turns: moves keys to compact positions; None = positions stay true.
+        """
+        step, joined, found = self.step, self.joined, self.found
+        self.step = self.joined = self.found = None
+        if step is None or joined is None or found is None:
+            return
+        keys, values = joined
+        after, slots = step.keep[self.index], found.positions.shape[2]
+        if found.scores is not None:
+            ranks = method.rank(found.scores, found.positions.to(keys.device))
+            chosen = select(ranks, found.valid, after)
         else:
             # Columns that are padding in every row go too.
             chosen = torch.arange(slots - max(after), slots, device=keys.device).expand(*keys.shape[:2], -1)
         if method.remembers:
-            held = self.remembered(slots, like=keys) if scores is None else scores
-            self.scores = held.gather(2, chosen.clamp(min=0))
-        self.store(keys[:, :, :slots], values[:, :, :slots], positions, chosen, step, turns)
+            scores = self.remembered(slots, like=keys) if found.scores is None else method.memory(found.scores)
+            self.scores = scores.gather(2, chosen.clamp(min=0))
+        self.store(keys[:, :, :slots], values[:, :, :slots], found.positions, chosen, step, turns)
 
     def remembered(self, slots: int, like: torch.Tensor | None = None) -> torch.Tensor:
         """Return the scores of ``slots`` columns, [batch, kv_heads, slots]: minus infinity for those never ranked."""
@@ -173,7 +197,7 @@ class CompressedLayer(GrowingLayer):
         """Forget all slots and free the buffers."""
         super().reset()
         self.ranked, self.scores = torch.empty(0, dtype=torch.int32), None
-        self.joined = self.step = None
+        self.joined = self.step = self.found = None
 
 
 class WindowLayer(DynamicSlidingWindowLayer):

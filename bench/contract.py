@@ -63,7 +63,10 @@ class FirstSampleRanks(CompressedCache):
     def attended(self, layer_idx: int, queries: torch.Tensor, spec: Any) -> None:
         own = self.method
         first = SimpleNamespace(
-            remembers=False, scores=own.scores, rank=lambda *known: own.rank(*known)[:1].expand(known[0].shape)
+            remembers=False,
+            joint=False,
+            scores=own.scores,
+            rank=lambda *known: own.rank(*known)[:1].expand(known[0].shape),
         )
         self.method = first  # type: ignore[assignment]
         super().attended(layer_idx, queries, spec)

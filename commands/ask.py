@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import catalog
-from commands.ask_plan import MethodName, PositionsName, Wish, decide
+from commands.ask_plan import MethodName, PositionsName, Wish
 from longllm import Attention, Decoding, DType
 
 log = logging.getLogger(__name__)
-
-#: tokens of an excerpt (``--method retrieve``), at most; never more than half the trained length
-_EXCERPT = 2048
 
 
 def ask(
@@ -52,14 +49,14 @@ def ask(
     Args:
         question: what to ask
         doc: a file (.txt, .md, .html, .pdf) or a document of the catalog, such as sotu/1963 or moby-dick
-        method: how the KV cache is compressed; auto is full where the document fits, else snapkv with a fixed number of
+        method: how the KV cache is compressed; auto is full where the document fits, else spotlight with a fixed number of
             slots. retrieve searches for spans that share words with the question and reads only those: no compression
         ratio: keep one slot per so many tokens (one of ratio, slots and budget; 8 if none is given)
         slots: keep so many slots per layer
         budget: keep so many bytes in all, such as 64MB
         positions: original keeps every key at its place in the text; compact moves the kept keys together, so that any
             text stays within the trained positions; auto is compact for texts beyond the trained length
-        question_aware: let the question choose what is kept (snapkv, pyramidkv, tova); off, the text alone does
+        question_aware: let the question choose what is kept (snapkv, pyramidkv, tova, spotlight); off, the text alone does
         save_cache: file to keep the compressed document in, for later questions; a reading that was interrupted goes on
         cache: such a file, instead of a document: only the question is read
         ledger: show what every layer holds and where it comes from
@@ -71,24 +68,15 @@ def ask(
         temperature: 0 always takes the likeliest token; higher values draw more freely
         seed: seed of the draws when the temperature is above 0
     """
-    # Cheap checks first: nobody should wait for a model to learn that a file name was mistyped.
+    # Cheap checks first.
     decoding = Decoding(max_new_tokens, temperature, seed)
     wish = Wish(method, ratio, slots, budget, positions)
-    if not question.strip():
-        raise ValueError("the question is empty; write it in quotes after the options")
-    if bool(doc) == bool(cache):
-        raise ValueError("give either --doc (a document to read) or --cache (a file that --save-cache wrote)")
-    if cache and (wish != Wish() or save_cache):
-        raise ValueError("with --cache the file decides method, budget and positions: leave those options out")
-    if save_cache and method == "retrieve":
-        raise ValueError("--method retrieve keeps no cache, so there is nothing for --save-cache to save")
-    if cache and not Path(cache).expanduser().is_file():
-        raise FileNotFoundError(f"there is no cache file {cache}; --save-cache writes one")
+    checked(question, doc, cache, save_cache, wish)
     document = catalog.read_document(doc) if doc else None
     catalog.path(model)
 
     import longllm
-    from commands import ask_reading, reading
+    from commands import ask_reading
 
     begun = time.perf_counter()
     loaded = longllm.load(model, dtype=dtype, attention=attention)
@@ -96,16 +84,10 @@ def ask(
     if document is None:
         source = ask_reading.from_file(loaded, cache, question)
     elif method == "retrieve":
-        source = ask_reading.from_spans(loaded, document, question, min(_EXCERPT, loaded.trained_length // 2))
+        source = ask_reading.from_spans(loaded, document, question)
     else:
-        prompt = longllm.document_prompt(loaded.tokenizer, document.text, question)
-        plan = decide(wish, len(prompt.ids), loaded.trained_length)
-        if plan.method == "full":
-            warn(longllm.length_warning(len(prompt.ids), loaded.trained_length))
-        elif check:
-            facts["verified"] = reading.verified(loaded, prompt.ids, plan)
-        keep = reading.Keep(save_cache) if save_cache else None
-        source = ask_reading.from_document(loaded, document, prompt, plan, question_aware, keep)
+        source = ask_reading.from_document(loaded, document, question, wish, question_aware, save_cache, check)
+    warn(source.warning)
     with source.running(loaded):
         answer = longllm.stream(loaded, source.ids, decoding, prefix=source.prefix, progress=True)
         yield from answer
@@ -116,10 +98,25 @@ def ask(
     yield f"\n\n{footer(report)}\n"
     if ledger and source.cache is not None:
         yield f"\n{source.cache.ledger()}\n"
-    facts |= {"question": question, "answer": result.text, "stopped": result.stopped}
-    facts |= {"new_tokens": result.new_tokens, "model": loaded.name, "device": str(loaded.device)}
-    facts |= {"dtype": str(loaded.dtype).removeprefix("torch."), "attention": loaded.attention}
-    yield {**facts, **report}
+    yield {**facts, "question": question, **report}
+
+
+def checked(question: str, doc: str, cache: str, save_cache: str, wish: Wish) -> None:
+    """Refuse a command line that cannot be right; nobody should wait for a model to learn that.
+
+    Raises:
+        ValueError, OSError: saying which options do not go together, or which file is not there.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty; write it in quotes after the options")
+    if bool(doc) == bool(cache):
+        raise ValueError("give either --doc (a document to read) or --cache (a file that --save-cache wrote)")
+    if cache and (wish != Wish() or save_cache):
+        raise ValueError("with --cache the file decides method, budget and positions: leave those options out")
+    if save_cache and wish.method == "retrieve":
+        raise ValueError("--method retrieve keeps no cache, so there is nothing for --save-cache to save")
+    if cache and not Path(cache).expanduser().is_file():
+        raise FileNotFoundError(f"there is no cache file {cache}; --save-cache writes one")
 
 
 def warn(warning: str | None) -> None:

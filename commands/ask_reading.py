@@ -11,8 +11,11 @@ import beacon
 import longllm
 from beacon import CompressedCache
 from catalog import Document
-from commands.ask_plan import Plan
-from commands.reading import Keep, read_text
+from commands.ask_plan import Plan, Wish, decide
+from commands.reading import Keep, read_text, verified
+
+#: tokens of an excerpt (``--method retrieve``), at most; never more than half the trained length
+_EXCERPT = 2048
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Source:
     steered: bool = False
     """whether the question chose what was kept"""
     reading_seconds: float = 0.0
+    warning: str | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -44,20 +48,26 @@ class Source:
 def from_document(
     loaded: longllm.LoadedModel,
     document: Document,
-    prompt: longllm.Prompt,
-    plan: Plan,
+    question: str,
+    wish: Wish,
     question_aware: bool,
-    keep: Keep | None,
+    save_cache: str,
+    check: bool,
 ) -> Source:
     """Read a document as planned; without compression or saving, leave that to the answer."""
+    prompt = longllm.document_prompt(loaded.tokenizer, document.text, question)
+    plan = decide(wish, len(prompt.ids), loaded.trained_length)
     facts = {"document": document.name, "title": document.title, "document_tokens": prompt.document_tokens}
-    if plan.method == "full" and keep is None:
-        return Source(prompt.ids, str(plan), "full", facts)
-    question = list(prompt.ids[prompt.shared :])
-    ids = prompt.ids[: prompt.shared]
-    reading = read_text(loaded, ids, plan, [question] if question_aware else [], keep, facts, len(prompt.ids))
-    steered = question in reading.notes["questions"]
-    return Source(prompt.ids, str(plan), plan.method, facts, reading.prefix, steered, reading.prefix.seconds)
+    warning = longllm.length_warning(len(prompt.ids), loaded.trained_length) if plan.method == "full" else None
+    if plan.method == "full" and not save_cache:
+        return Source(prompt.ids, str(plan), "full", facts, warning=warning)
+    held = verified(loaded, prompt.ids, plan) if check and plan.method != "full" else []
+    ids, asked = prompt.ids[: prompt.shared], list(prompt.ids[prompt.shared :])
+    keep = Keep(save_cache) if save_cache else None
+    reading = read_text(loaded, ids, plan, [asked] if question_aware else [], keep, facts, len(prompt.ids))
+    steered = asked in reading.notes["questions"]
+    seconds, found = reading.prefix.seconds, {"verified": held}
+    return Source(prompt.ids, str(plan), plan.method, facts, reading.prefix, steered, seconds, warning, found)
 
 
 def from_file(loaded: longllm.LoadedModel, path: str, question: str) -> Source:
@@ -80,8 +90,9 @@ def from_file(loaded: longllm.LoadedModel, path: str, question: str) -> Source:
     return Source((*saved.ids, *own), f"{plan}, from {path}", plan.method, facts, prefix, steered)
 
 
-def from_spans(loaded: longllm.LoadedModel, document: Document, question: str, budget: int) -> Source:
+def from_spans(loaded: longllm.LoadedModel, document: Document, question: str) -> Source:
     """Search the document for spans and read only those."""
+    budget = min(_EXCERPT, loaded.trained_length // 2)
     excerpt = longllm.retrieve(loaded.tokenizer, document.text, question, budget)
     prompt = longllm.document_prompt(loaded.tokenizer, excerpt.text, question)
     facts = {"document": document.name, "title": document.title, "document_tokens": excerpt.document_tokens}
@@ -100,6 +111,13 @@ def figures(loaded: longllm.LoadedModel, source: Source, result: longllm.Result)
         held, full = result.kv_bytes, account.full_bytes // max(1, sum(account.tokens_seen)) * tokens
     beyond = max(0, tokens - loaded.trained_length)
     return {
+        "answer": result.text,
+        "stopped": result.stopped,
+        "new_tokens": result.new_tokens,
+        "model": loaded.name,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": loaded.attention,
+        "device": str(loaded.device),
         "tokens_seen": result.tokens_seen,
         "kv_bytes": held,
         "kv_bytes_full": full,
@@ -114,7 +132,7 @@ def figures(loaded: longllm.LoadedModel, source: Source, result: longllm.Result)
         "truncated": source.method == "retrieve",
         "trained_length": loaded.trained_length,
         "tokens_beyond_training": beyond,
-        "warning": longllm.length_warning(tokens, loaded.trained_length) if source.method == "full" else None,
+        "warning": source.warning,
         "ledger": account.record() if account else None,
         **source.document,
         **source.figures,

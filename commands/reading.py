@@ -65,7 +65,7 @@ class Keep:
 
 def new_cache(loaded: longllm.LoadedModel, plan: Plan, tokens: int) -> CompressedCache:
     """Return an empty cache for a plan."""
-    method = beacon.method(plan.method, **plan.settings)
+    method = beacon.method(plan.method)
     return CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
 
 
@@ -75,7 +75,7 @@ def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> l
     Raises:
         ContractError: one does not hold.
     """
-    method = beacon.method(plan.method, **plan.settings)
+    method = beacon.method(plan.method)
     if len(ids) < 48 or method.minimum * 8 / 7 > min(len(ids), 128) // 3:
         return []
     return beacon.verify(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from . import blockwise
@@ -13,7 +15,12 @@ from .varlen import Segment, segments
 HELD_SCORES = 2**24
 
 
-def attention_mass(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec | None = None) -> torch.Tensor:
+Reduce = Literal["sum", "max"]
+
+
+def attention_mass(
+    q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec | None = None, reduce: Reduce = "sum"
+) -> torch.Tensor:
     """Sum the attention probabilities that every key receives from all queries and all heads of its group.
 
     The one other place beside ``attention`` that computes probabilities. A block of queries at a time, whose scores
@@ -23,6 +30,7 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec | None 
         q: [batch, heads, n, d] queries, usually the last few (SnapKV's observation window).
         k: [batch, kv_heads, m, d] keys.
         spec: as for ``attention``; None = every query sees every key.
+        reduce: "sum" over queries and heads of the group, or the "max" of them: the sharpest look a key receives.
 
     Returns:
         [batch, kv_heads, m] float32; the masses of one row and kv head add up to (queries that see something) x
@@ -45,11 +53,11 @@ def attention_mass(q: torch.Tensor, k: torch.Tensor, spec: AttentionSpec | None 
             rows = slice(None) if parts is None else rows
             origin = (part.row, part.query_start, part.key_start)
             problem = blockwise.Problem.from_spec(spec, q.shape[3], origin)
-            mass[rows, :, keys] = dense_mass(q[rows, :, queries], k[rows, :, keys], problem)
+            mass[rows, :, keys] = dense_mass(q[rows, :, queries], k[rows, :, keys], problem, reduce)
     return mass
 
 
-def dense_mass(q: torch.Tensor, k: torch.Tensor, problem: blockwise.Problem) -> torch.Tensor:
+def dense_mass(q: torch.Tensor, k: torch.Tensor, problem: blockwise.Problem, reduce: Reduce) -> torch.Tensor:
     """Return the masses [batch, kv_heads, m] of one dense problem."""
     rows = blockwise.grouped(q, k.shape[1])
     mass = q.new_zeros(k.shape[:3], dtype=torch.float32)
@@ -65,5 +73,9 @@ def dense_mass(q: torch.Tensor, k: torch.Tensor, problem: blockwise.Problem) -> 
         total = torch.stack([tile.scores.sub_(peak).exp_().sum(-1) for tile in tiles]).sum(0)
         share = total.reciprocal().masked_fill(total == 0, 0.0).flatten(2, 3)[:, :, None]
         for tile in tiles:
-            mass[:, :, tile.keys] += (share @ tile.scores.flatten(2, 3)).squeeze(2).float()
+            if reduce == "sum":
+                mass[:, :, tile.keys] += (share @ tile.scores.flatten(2, 3)).squeeze(2).float()
+            else:
+                weights = tile.scores.flatten(2, 3).mul_(share.transpose(2, 3))
+                torch.maximum(mass[:, :, tile.keys], weights.amax(2).float(), out=mass[:, :, tile.keys])
     return mass

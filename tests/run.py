@@ -19,9 +19,10 @@ LINTS = {
 }
 #: title -> (marks, further options); small tests share the cores, one process each, big ones use all cores in turn
 SUITES = {
+    # First, so that a suite that may be empty is not what pytest says last.
+    "browser tests": ("browser and not gpu", []),
     "unit tests": ("not real and not browser and not gpu", ["-n", "auto", "--maxprocesses=4", "--dist=worksteal"]),
     "real models and data": ("real and not browser and not gpu", []),
-    "browser tests": ("browser and not gpu", []),
 }
 
 

@@ -19,6 +19,7 @@ METHODS = {
     "tova": "tova:Tova",
     "knorm": "knorm:Knorm",
     "keydiff": "keydiff:KeyDiff",
+    "spotlight": "spotlight:Spotlight",
 }
 __all__ = ["METHODS", "LayerView", "Method", "method"]
 

@@ -10,6 +10,7 @@ import torch
 
 from beacon.schedule import Step
 from flashcore import AttentionSpec, attention_mass
+from flashcore.mass import Reduce
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,6 @@ class LayerView:
     """place among the full-attention layers, from 0"""
     layers: int
     """how many there are"""
-    remembered: torch.Tensor | None = None
-    """[batch, kv_heads, slots] score of each slot at the last eviction, minus infinity for new ones; or None"""
 
     @property
     def slots(self) -> int:
@@ -47,28 +46,39 @@ class LayerView:
         The observers are the probe, if there is one (each question counts for itself, a slot gets its best), else the
         last ``window`` tokens; the mean is taken over queries and the heads of a group.
         """
-        if self.step.probes:
-            best, end = None, self.queries.shape[2]
-            for size in reversed(self.step.probes):
-                mass = self._mass(end - size, end, (size,) * len(self.valid))
-                best, end = mass if best is None else torch.maximum(best, mass), end - size
-            if best is not None:
-                return best
-        count = min(window, self.queries.shape[2])
-        return self._mass(self.queries.shape[2] - count, self.queries.shape[2], self.step.new)
+        return self._observed(window, "sum")
 
-    def _mass(self, begin: int, end: int, real: Sequence[int]) -> torch.Tensor:
-        """Return the mean mass that queries ``begin``…``end`` give to the slots; ``real[row]`` of them count."""
+    def sharpest(self, window: int) -> torch.Tensor:
+        """Return the most attention each slot receives from one observing query, [batch, kv_heads, slots] float32.
+
+        Observers as in ``received``; the maximum is taken over queries and the heads of a group.
+        """
+        return self._observed(window, "max")
+
+    def _observed(self, window: int, reduce: Reduce) -> torch.Tensor:
+        """Return what the probe or the last ``window`` tokens give to the slots."""
+        best, end = None, self.queries.shape[2]
+        for size in reversed(self.step.probes):
+            mass = self._mass(end - size, end, (size,) * len(self.valid), reduce)
+            best, end = mass if best is None else torch.maximum(best, mass), end - size
+        if best is not None:
+            return best
+        return self._mass(end - min(window, end), end, self.step.new, reduce)
+
+    def _mass(self, begin: int, end: int, real: Sequence[int], reduce: Reduce) -> torch.Tensor:
+        """Return what queries ``begin``…``end`` give to the slots; only the last ``real[row]`` of them count."""
         left_out = self.queries.shape[2] - end
         queries = self.queries[:, :, begin:end]
         keys = self.keys[:, :, : self.keys.shape[2] - left_out]
-        probe = self.step.probe - left_out if self.step.probe else 0
-        lengths = torch.tensor([count + max(probe, 0) for count in self.valid])
+        probe = max(0, self.step.probe - left_out)
+        lengths = torch.tensor([count + probe for count in self.valid])
         counts = torch.tensor([min(count, end - begin) for count in real])
         options: dict[str, Any] = {"scale": self.spec.scale, "softcap": self.spec.softcap, "causal": True}
-        if len(set(self.valid)) > 1 or self.valid[0] < self.slots or int(counts.min()) < end - begin:
+        if min(self.valid) < self.slots or int(counts.min()) < end - begin:
             options |= {"lengths": lengths, "query_lengths": counts, "left_padded": True}
-        mass = attention_mass(queries, keys, AttentionSpec(**options))[:, :, : self.slots]
+        mass = attention_mass(queries, keys, AttentionSpec(**options), reduce)[:, :, : self.slots]
+        if reduce == "max":
+            return mass
         heads = self.queries.shape[1] // self.keys.shape[1]
         return mass / (heads * counts.clamp(min=1)[:, None, None].to(mass))
 
@@ -91,10 +101,12 @@ class Method:
     #: whether a question asked beforehand (a probe) changes what is kept
     steerable: ClassVar[bool] = False
 
-    @property
-    def remembers(self) -> bool:
-        """Say whether slots carry their scores along (4 bytes a slot and key head)."""
-        return False
+    #: whether layers wait for one another, so that scores of all of them can be combined; a chunk is then held in
+    #: every layer until the forward pass ends
+    joint: ClassVar[bool] = False
+
+    #: whether slots carry their scores along (4 bytes a slot and key head)
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse settings that no cache can follow."""
@@ -114,6 +126,21 @@ class Method:
     def scores(self, view: LayerView) -> torch.Tensor:
         """Return how much each slot is worth, [batch, kv_heads, slots]; padding may have any score."""
         raise NotImplementedError
+
+    def combine(
+        self, scores: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor]:
+        """Return what the slots of each layer are worth, given those of all layers (``joint`` methods only).
+
+        Args:
+            scores: of each layer, [batch, kv_heads, slots].
+            remembered: what ``memory`` kept of each layer's scores, minus infinity for slots that are new; or None.
+        """
+        return scores
+
+    def memory(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return what is remembered of the scores of one layer."""
+        return scores
 
     def rank(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return the scores [batch, kv_heads, slots] with protected slots at plus and padding at minus infinity."""

@@ -24,9 +24,6 @@ class SnapKV(Method):
 
     kernel: int = 7
     """slots that a maximum is taken over, so that the neighbours of a needed slot stay too"""
-    remember: bool = False
-    """let a slot keep the best score it ever had. Read in many chunks with a probe, what the question once needed then
-    competes with what it needs now as if both had been read a moment ago; not in the paper, which ranks once"""
 
     name: ClassVar[str] = "snapkv"
     steerable: ClassVar[bool] = True
@@ -37,13 +34,7 @@ class SnapKV(Method):
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"{self.name}: kernel must be a positive odd number, got {self.kernel}")
 
-    @property
-    def remembers(self) -> bool:
-        """Say whether slots carry their scores along."""
-        return self.remember
-
     def scores(self, view: LayerView) -> torch.Tensor:
         """Return the pooled attention mass of the last ``recent`` tokens, or of the probe."""
         mass = view.received(self.recent)
-        pooled = torch.nn.functional.max_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)
-        return pooled if view.remembered is None else torch.maximum(pooled, view.remembered)
+        return torch.nn.functional.max_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)

@@ -39,7 +39,7 @@ def asked(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> Any:
 
 def test_a_long_document_is_read_whole_into_a_cache_within_the_trained_length(asked: Any, novel: Path) -> None:
     record = asked("--doc", novel)
-    assert (record["method"], record["truncated"], record["warning"]) == ("snapkv", False, None)
+    assert (record["method"], record["truncated"], record["warning"]) == ("spotlight", False, None)
     assert record["tokens_seen"] > 512 > 128 >= record["ledger"]["layers"][0]["slots"][0]
     assert record["ledger"]["tokens_seen"][0] + 60 > record["tokens_seen"] > record["ledger"]["tokens_seen"][0]
     assert record["kv_bytes"] <= 128 * TOKEN
@@ -118,7 +118,7 @@ def test_a_file_of_another_reading_or_model_is_refused_by_name(
     assert (
         longscope.main(["ask", "who?", "--doc", str(novel), "--slots", "90", "--save-cache", str(file), *options]) == 2
     )
-    assert "snapkv, 128 slots a layer" in capsys.readouterr().err
+    assert "spotlight, 128 slots a layer" in capsys.readouterr().err
     other = tmp_path / "other-model"
     loaded = longllm.load(tiny_folder, dtype="fp32")
     with torch.no_grad():
@@ -145,8 +145,8 @@ def test_retrieval_reads_spans_and_says_that_it_is_no_compression(asked: Any, no
 def test_what_is_left_open_is_decided_by_lengths() -> None:
     assert decide(Wish(), 512, 512) == decide(Wish(method="full"), 9999, 512)
     long = decide(Wish(), 513, 512)
-    assert (long.method, long.limit, long.positions) == ("snapkv", beacon.Budget(slots=128), "compact")
-    assert decide(Wish(ratio=4), 100, 512) == Plan("snapkv", beacon.Budget(ratio=4), "original")
+    assert (long.method, long.limit, long.positions) == ("spotlight", beacon.Budget(slots=128), "compact")
+    assert decide(Wish(ratio=4), 100, 512) == Plan("spotlight", beacon.Budget(ratio=4), "original")
     assert decide(Wish(method="tova", positions="compact"), 100, 512).limit == beacon.Budget(ratio=8)
     assert decide(Wish(ratio=1), 100, 512).method == "full"
 

@@ -14,7 +14,10 @@ import pytest
 NEEDS_MODEL: set[str] = {
     *("catalog.documents", "catalog.fetch", "catalog.path", "catalog.verify"),
     *("longllm.LoadedModel", "longllm.Prefix", "longllm.Result", "longllm.Stream", "longllm.chat_prompt"),
-    *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.stop_ids", "longllm.stream"),
+    *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.question_ids"),
+    *("longllm.stop_ids", "longllm.stream"),
+    *("beacon.CompressedCache", "beacon.SavedCache", "beacon.compressing", "beacon.load_cache", "beacon.read"),
+    *("beacon.save_cache", "beacon.verify"),
 }
 HERE = "tests/house/test_docstrings.py"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
