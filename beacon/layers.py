@@ -106,7 +106,12 @@ class CompressedLayer(GrowingLayer):
             # Columns that are padding in every row go too.
             chosen = torch.arange(slots - max(after), slots, device=keys.device).expand(*keys.shape[:2], -1)
         if method.remembers:
-            scores = self.remembered(slots, like=keys) if found.scores is None else method.memory(found.scores)
+            scores = self.remembered(slots, like=keys)
+            if found.scores is not None:
+                # A row that drops nothing learns nothing: what it keeps must not depend on the other rows.
+                drops = [kept < count for kept, count in zip(after, found.valid, strict=True)]
+                drop = torch.tensor(drops, device=keys.device)[:, None, None]
+                scores = torch.where(drop, method.memory(found.scores), scores)
             self.scores = scores.gather(2, chosen.clamp(min=0))
         self.store(keys[:, :, :slots], values[:, :, :slots], found.positions, chosen, step, turns)
 

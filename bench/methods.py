@@ -1,13 +1,13 @@
 """KV compression methods at equal bytes: what each still finds in a long text, how fast, and in how much memory.
 
-    python -m bench.methods                        4K to 32K tokens, eight rows each; hours on two cores
+    python -m bench.methods                        4K to 32K tokens, ten rows each; about an hour on two cores
     python -m bench.methods --budget-minutes 60    leave out what would not be done in an hour; run again to go on
     python -m bench.methods --quick                1K tokens, three methods, to see that it works
 
-Labelled pass keys ("the red door") stand at several depths of one text, which is read once; each question is asked on
-a copy of the cache. A small model confuses the labels even when it sees everything, so two things are counted: the
-right key, and any planted key. Every cell (method and length) is a process of its own. Cells that are done are kept in
-``out/bench/methods.jsonl`` and not measured again; ``methods.json``, ``.png`` and ``.svg`` are written beside it.
+Labelled pass keys ("the red door") stand at several depths of one text, which is read once; each question is asked on a
+copy of the cache. A small model confuses the labels even when it sees everything, so the right key and any planted key
+count apart. Every cell (method and length) is a process of its own; those that are done are kept in
+``out/bench/methods.jsonl`` and not measured again. A summary (``methods.json``) and plots are written beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from longllm.evals.passkey import NOISE
 from longllm.prompts import chat_frame, encode
 
 #: row of the table -> method, and whether it is told the questions beforehand
-METHODS = {name: (name, False) for name in beacon.METHODS} | {"snapkv, question known": ("snapkv", True)}
+METHODS = {name: (name, False) for name in beacon.METHODS}
+METHODS |= {f"{name}, question known": (name, True) for name in ("snapkv", "spotlight")}
 LENGTHS = [4096, 8192, 16384, 32768]
 QUICK = (["full", "streaming", "snapkv"], [1024])
 DOORS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey", "pink")

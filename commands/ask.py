@@ -49,14 +49,14 @@ def ask(
     Args:
         question: what to ask
         doc: a file (.txt, .md, .html, .pdf) or a document of the catalog, such as sotu/1963 or moby-dick
-        method: how the KV cache is compressed; auto is full where the document fits, else spotlight with a fixed number of
-            slots. retrieve searches for spans that share words with the question and reads only those: no compression
+        method: how the KV cache is compressed; auto is full where the document fits, else spotlight with a fixed number
+            of slots; retrieve only searches for spans that share words with the question, and reads those
         ratio: keep one slot per so many tokens (one of ratio, slots and budget; 8 if none is given)
         slots: keep so many slots per layer
         budget: keep so many bytes in all, such as 64MB
         positions: original keeps every key at its place in the text; compact moves the kept keys together, so that any
             text stays within the trained positions; auto is compact for texts beyond the trained length
-        question_aware: let the question choose what is kept (snapkv, pyramidkv, tova, spotlight); off, the text alone does
+        question_aware: let the question choose what is kept (snapkv, pyramidkv, tova, spotlight); off, the text does
         save_cache: file to keep the compressed document in, for later questions; a reading that was interrupted goes on
         cache: such a file, instead of a document: only the question is read
         ledger: show what every layer holds and where it comes from

@@ -11,8 +11,7 @@ MethodName = Literal[
     "auto", "full", "streaming", "snapkv", "pyramidkv", "tova", "knorm", "keydiff", "spotlight", "retrieve"
 ]
 PositionsName = Literal["auto", "compact", "original"]
-#: What a text beyond the trained length is read with unless another method is named: with six facts planted in 40,000
-#: tokens of a novel it lost a third of what SnapKV's best setting lost of the answers' log-probability.
+#: what a text beyond the trained length is read with unless another method is named (compared in bench/methods.py)
 DEFAULT_METHOD = "spotlight"
 #: slots of a layer for such a text, at most; never more than a quarter of the trained length, so that a chunk of
 #: another quarter, questions and answer stay within it too

@@ -13,7 +13,7 @@ from beacon.methods.base import LayerView, Method
 
 @dataclass(frozen=True)
 class Spotlight(Method):
-    """Rank slots by the best attention any query gave them, averaged over the few heads of the model that looked hardest.
+    """Rank slots by the best attention any query gave them, averaged over the few heads that looked hardest.
 
     Made for reading texts far beyond the trained length with the question known. There, heads that rank for themselves
     (SnapKV) keep a fact in some layers and lose it in others, and means over queries drown the one look that finds it.

@@ -114,6 +114,7 @@ def padded() -> Callable[..., dict[str, torch.Tensor]]:
 def settings(name: str) -> dict[str, int]:
     """Return protections small enough for tiny texts."""
     small = {"full": {}, "streaming": {"sink": 2}, "tova": {}}
+    small["spotlight"] = {"sink": 2, "recent": 5, "kernel": 3, "looks": 3, "settle": 4}
     return small.get(name, {"sink": 2, "recent": 5} | ({"kernel": 3} if name in ("snapkv", "pyramidkv") else {}))
 
 

@@ -33,15 +33,18 @@ class Naive:
             kept: [pass][full layer][key head] true positions held after it.
         """
         self.ends, self.kept, self.layers = ends, kept, 0
+        self.jointly: list[list[Any]] = [[] for _ in ends]
         AttentionInterface.register(NAME, self.layer)
         AttentionMaskInterface.register(NAME, lambda *_, **__: None)
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation(NAME)
         try:
             with torch.no_grad():
-                return self.model(ids[None], use_cache=False).logits[0]
+                logits = self.model(ids[None], use_cache=False).logits[0]
         finally:
             self.model.set_attn_implementation(before)
+        self.check_jointly()
+        return logits
 
     def layer(self, module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **kwargs: Any) -> Any:
         """Run one attention layer on [1, heads, n, d]."""
@@ -63,7 +66,7 @@ class Naive:
         heads, group = keys.shape[0], queries.shape[0] // keys.shape[0]
         speeds, out = self.speeds(module), torch.zeros_like(queries)
         held: list[list[int]] = [[] for _ in range(heads)]
-        for (begin, end), after in zip(pairwise([0, *self.ends]), self.kept, strict=True):
+        for (begin, end), after, together in zip(pairwise([0, *self.ends]), self.kept, self.jointly, strict=True):
             worth, columns = [], [[*slots, *range(begin, end)] for slots in held]
             for head, slots in enumerate(columns):
                 own, at = slice(head * group, (head + 1) * group), torch.tensor(slots)
@@ -77,7 +80,10 @@ class Naive:
             if self.method.name == "tova":
                 worth = [sum(worth) / heads] * heads
             for head in range(heads):
-                self.check(columns[head], held[head], worth[head])
+                if self.method.name == "spotlight":
+                    together.append((columns[head], held[head], worth[head]))
+                else:
+                    self.check(columns[head], held[head], worth[head])
         return out
 
     def speeds(self, module: Any) -> torch.Tensor:
@@ -98,11 +104,26 @@ class Naive:
             unit = keys / (keys**2).sum(1, keepdim=True).sqrt()
             mean = unit.mean(0)
             return -(unit @ mean) / mean.norm()
-        mass = weights[:, -(1 if name == "tova" else self.method.recent) :].mean((0, 1))
+        seen = weights[:, -(1 if name == "tova" else self.method.recent) :]
+        mass = seen.amax((0, 1)) if name == "spotlight" else seen.mean((0, 1))
         if name == "tova":
             return mass
         reach = self.method.kernel // 2
         return torch.stack([mass[max(0, i - reach) : i + reach + 1].max() for i in range(len(mass))])
+
+    def check_jointly(self) -> None:
+        """Check what all heads of all layers decided together."""
+        remembered: dict[int, float] = {}
+        for heads in filter(None, self.jointly):
+            columns, held, _ = heads[0]
+            assert all((own, kept) == (columns, held) for own, kept, _ in heads)
+            best = torch.stack([worth for _, _, worth in heads]).sort(dim=0, descending=True).values
+            now = best[: self.method.looks].mean(0)
+            worth = torch.tensor([max(float(x), remembered.get(at, 0.0)) for at, x in zip(columns, now, strict=True)])
+            self.check(columns, held, worth)
+            if len(held) < len(columns):
+                old = columns[: max(0, len(columns) - self.method.settle)]
+                remembered = {at: float(x) for at, x in zip(old, worth, strict=False) if at in held}
 
     def check(self, columns: list[int], held: list[int], worth: torch.Tensor) -> None:
         """Check that ``held`` are the protected slots and the worthiest others, in the order of the text."""

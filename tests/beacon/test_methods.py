@@ -100,6 +100,13 @@ def test_generation_within_a_budget_equals_the_method_written_out_slowly(
         torch.testing.assert_close(got, logits[length - 1 :], atol=5e-4, rtol=1e-3)
 
 
+def pooled_over_three(mass):
+    """Return the maximum of each value and its two neighbours."""
+    worth = torch.stack([mass, mass.roll(1), mass.roll(-1)])
+    worth[1, 0] = worth[2, -1] = 0
+    return worth.amax(0)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gemma2"])
 @pytest.mark.parametrize("name", EVICTING)
 def test_one_pass_keeps_what_the_weights_of_eager_attention_rank_highest(name, kind, tiny, compressed, kept):
@@ -132,11 +139,12 @@ def test_one_pass_keeps_what_the_weights_of_eager_attention_rank_highest(name, k
                 worth = -torch.cosine_similarity(keys, unit.mean(0)[None])
             elif name == "tova":
                 worth = weights[index][0, :, -1].mean(0)
+            elif name == "spotlight":
+                every = [weights[layer][0, 2 * one : 2 * one + 2] for layer in cache.full for one in range(2)]
+                looks = [pooled_over_three(two[:, -recent:].amax((0, 1))) for two in every]
+                worth = torch.stack(looks).topk(3, dim=0).values.mean(0)
             else:
-                mass = group[:, -recent:].mean((0, 1))
-                worth = torch.stack([mass, mass.roll(1), mass.roll(-1)])
-                worth[1, 0] = worth[2, -1] = 0
-                worth = worth.amax(0)
+                worth = pooled_over_three(group[:, -recent:].mean((0, 1)))
             middle = range(sink, length - recent)
             size = len(held[place][head]) - sink - recent
             best = sorted(middle, key=lambda at, worth=worth: -float(worth[at]))[:size]
@@ -259,13 +267,15 @@ def test_a_model_that_tracks_gradients_keeps_the_same_slots(build, compressed, k
 
 
 def test_the_newest_tokens_and_sinks_are_kept_by_default_and_settings_are_checked():
-    assert [beacon.method(name).minimum for name in beacon.METHODS] == [36, 5, 36, 36, 1, 36, 36]
+    assert [beacon.method(name).minimum for name in beacon.METHODS] == [36, 5, 36, 36, 1, 36, 36, 36]
     for name, wrong, words in [
         ("h2o", {}, "unknown compression method 'h2o'; choose one of full, streaming"),
         ("snapkv", {"window": 3}, "no setting window; its settings are sink, recent, kernel"),
         ("snapkv", {"kernel": 4}, "kernel must be a positive odd number, got 4"),
         ("pyramidkv", {"kernel": -1}, "kernel must be a positive odd number"),
         ("pyramidkv", {"steepness": 0.5}, "steepness must be a number of at least 1, got 0.5"),
+        ("spotlight", {"kernel": 2}, "kernel must be a positive odd number, got 2"),
+        ("spotlight", {"looks": 0}, "looks must be at least 1, got 0"),
         ("tova", {"recent": 0}, "recent must be at least 1, got 0"),
         ("knorm", {"sink": -1}, "sink must be at least 0, got -1"),
     ]:

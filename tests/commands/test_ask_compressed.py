@@ -157,7 +157,7 @@ def test_a_broken_method_is_stopped_before_it_reads(
     from bench.contract import ValuesMoved
 
     monkeypatch.setattr(reading, "CompressedCache", ValuesMoved)
-    words = ["ask", "who?", "--doc", str(novel), "--model", str(tiny_folder), "--dtype", "fp32"]
+    words = ["ask", "who?", "--method", "snapkv", "--doc", str(novel), "--model", str(tiny_folder), "--dtype", "fp32"]
     assert longscope.main(words) == 2
     out, error = capsys.readouterr()
     assert out == ""
