@@ -158,7 +158,8 @@ class CompressedCache(Cache):
         layer = self.layers[layer_idx]
         layer.observe(queries, spec, self.schedule.seen, self.method)
         if not self.method.joint:
-            self._note_peak()
+            if layer.joined is not None:
+                self._note_peak()
             layer.settle(self.method, self.turns.get(layer_idx))
 
     def end(self) -> None:

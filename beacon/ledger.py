@@ -86,7 +86,7 @@ class Ledger:
             f"method       {self.method}, {self.budget}, {self.positions} positions",
             f"tokens seen  {seen}",
             f"KV bytes     {self.nbytes:,} of {self.full_bytes:,}: {self.ratio:.1f} times smaller "
-            f"(at most {self.peak_bytes:,} while reading; positions of slots {self.index_bytes:,} more)",
+            f"(at most {self.peak_bytes:,} while reading; the slots' positions and scores {self.index_bytes:,} more)",
             f"kept from    {_bars(self.coverage)}  each tenth of the text, beginning to end",
             f"{'layer':>7}  {'kind':<7} {'slots':>9} {'bytes':>13} {'full bytes':>15}  true positions",
         ]

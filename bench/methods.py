@@ -76,7 +76,7 @@ class Settings:
     depths: tuple[float, ...] = (10.0, 30.0, 50.0, 70.0, 90.0)
     """per cent of the text that stand before each key"""
     answer_tokens: int = 24
-    chunk: int = 1024
+    chunk: int = beacon.CHUNK
     seed: int = 123
 
     def __post_init__(self) -> None:
@@ -120,10 +120,9 @@ def plant(tokenizer: Any, length: int, settings: Settings) -> Planted:
     room = length - len(ids) - sum(map(len, needles)) - max(map(len, questions))
     if room < len(needles):
         raise ValueError(f"{len(needles)} keys need {length - room + len(needles):,} tokens, the length is {length:,}")
-    noise = settings.haystack == "noise"
     # Eight characters a token are more than enough, and tokenising a whole book would take seconds.
-    text = NOISE * (room // 8 + 1) if noise else catalog.read_document(settings.haystack).text[: 8 * room]
-    hay = encode(tokenizer, text)
+    text = NOISE * room if settings.haystack == "noise" else catalog.read_document(settings.haystack).text
+    hay = encode(tokenizer, text[: 8 * room])
     if len(hay) < room:
         raise ValueError(f"the haystack {settings.haystack} has {len(hay):,} tokens, {room:,} are needed")
     starts, places = [], [round((room - 1) * depth / 100) for depth in settings.depths]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,21 @@ def ask(
     with source.running(loaded):
         answer = longllm.stream(loaded, source.ids, decoding, prefix=source.prefix, progress=True)
         yield from answer
-    result = answer.result
+    record = yield from closing(loaded, source, answer.result, ledger)
+    yield {**facts, "question": question, **record}
+
+
+def closing(loaded: Any, source: Any, result: Any, ledger: bool) -> Generator[str, None, dict[str, Any]]:
+    """Yield what is said after an answer; return its figures."""
+    from commands.ask_reading import figures
+
     if not result.stopped:
         yield f" [cut off after {result.new_tokens} tokens; --max_new_tokens allows more]"
-    report = ask_reading.figures(loaded, source, result)
-    yield f"\n\n{footer(report)}\n"
+    record = figures(loaded, source, result)
+    yield f"\n\n{footer(record)}\n"
     if ledger and source.cache is not None:
         yield f"\n{source.cache.ledger()}\n"
-    yield {**facts, "question": question, **report}
+    return record
 
 
 def checked(question: str, doc: str, cache: str, save_cache: str, wish: Wish) -> None:

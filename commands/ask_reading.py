@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import beacon
 import longllm
-from beacon import CompressedCache
 from catalog import Document
 from commands.ask_plan import Plan, Wish, decide
 from commands.reading import Keep, read_text, verified
+
+if TYPE_CHECKING:
+    from beacon import CompressedCache
 
 #: tokens of an excerpt (``--method retrieve``), at most; never more than half the trained length
 _EXCERPT = 2048

@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import beacon
 import longllm
-from beacon import Budget, CompressedCache, SavedCache
+from beacon import Budget
 from commands.ask_plan import Plan
-from flashcore.hf import cache_bytes
+
+if TYPE_CHECKING:
+    from beacon import CompressedCache, SavedCache
 
 #: seconds between two saves of a reading in progress
 _SAVE_EVERY = 60.0
@@ -66,7 +68,7 @@ class Keep:
 def new_cache(loaded: longllm.LoadedModel, plan: Plan, tokens: int) -> CompressedCache:
     """Return an empty cache for a plan."""
     method = beacon.method(plan.method)
-    return CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
+    return beacon.CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
 
 
 def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> list[str]:
@@ -81,7 +83,7 @@ def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> l
     return beacon.verify(
         loaded.model,
         ids,
-        lambda **limit: CompressedCache(loaded.model, method, Budget(**limit), positions=plan.positions),
+        lambda **limit: beacon.CompressedCache(loaded.model, method, Budget(**limit), positions=plan.positions),
     )
 
 
@@ -109,6 +111,8 @@ def read_text(
     Raises:
         ValueError: the file holds another reading.
     """
+    from flashcore.hf import cache_bytes
+
     cache = new_cache(loaded, plan, tokens)
     asked = [list(question) for question in questions] if cache.method.steerable else []
     notes = {**facts, "questions": asked, "progress": []}

@@ -22,14 +22,15 @@ def fixed_bytes(cache):
     """Return the bytes of one row's sliding layers, and of one slot in every full layer of one row."""
     token = 2 * 2 * 8 * 4  # keys and values, key heads, width, fp32
     windows = (len(cache.layers) - len(cache.full)) * 8 * token
-    return windows, len(cache.full) * (token + 2 * 4)
+    # beside them, each head keeps the position of the slot, and its score if the method remembers
+    return windows, len(cache.full) * (token + 2 * (8 if cache.method.remembers else 4))
 
 
-def budget_of(model, kind, rows, compressed):
+def budget_of(model, name, kind, rows, compressed):
     """Return the budget of a kind: some 16 slots a layer by the end."""
     if kind != "nbytes":
         return {kind: VALUES[kind]}
-    windows, slot = fixed_bytes(compressed(model, ratio=1))
+    windows, slot = fixed_bytes(compressed(model, name, ratio=1))
     return {kind: rows * (windows + 16 * slot) + 77}
 
 
@@ -73,7 +74,7 @@ def test_generation_within_a_budget_equals_the_method_written_out_slowly(
     name, kind, limit, positions, tiny, compressed, padded, watched, kept, in_memory, naive
 ):
     model, batch = tiny(kind), padded(*LENGTHS)
-    budget = budget_of(model, limit, len(LENGTHS), compressed)
+    budget = budget_of(model, name, limit, len(LENGTHS), compressed)
     cache = compressed(model, name, positions=positions, **budget)
 
     def look(cache):

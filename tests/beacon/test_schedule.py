@@ -180,8 +180,9 @@ def test_a_probe_is_read_and_leaves_no_trace_in_the_books():
         ({"ratio": 0.5}, "ratio must be a number of at least 1 .* got 0.5"),
         ({"ratio": float("nan")}, "got nan"),
         ({"ratio": float("inf")}, "got inf"),
-        ({"slots": 0}, "slots must be at least 1, got 0"),
-        ({"nbytes": -4}, "nbytes must be at least 1, got -4"),
+        ({"slots": 0}, "slots must be a whole number of at least 1, got 0"),
+        ({"nbytes": -4}, "nbytes must be a whole number of at least 1, got -4"),
+        ({"slots": 16.5}, "slots must be a whole number of at least 1, got 16.5"),
     ],
 )
 def test_what_is_no_budget_is_refused(limits, words):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import beacon
+import catalog
 import longllm
 import longscope
 from commands import reading
@@ -156,9 +157,24 @@ def test_a_broken_method_is_stopped_before_it_reads(
 ) -> None:
     from bench.contract import ValuesMoved
 
-    monkeypatch.setattr(reading, "CompressedCache", ValuesMoved)
+    monkeypatch.setattr(beacon, "CompressedCache", ValuesMoved, raising=False)
     words = ["ask", "who?", "--method", "snapkv", "--doc", str(novel), "--model", str(tiny_folder), "--dtype", "fp32"]
     assert longscope.main(words) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert "compression contract broken (a slot is the token it claims to be)" in error
+
+
+@pytest.mark.real
+def test_the_default_finds_a_fact_planted_beyond_the_trained_length(door: Any, tmp_path: Path) -> None:
+    text = catalog.read_document("moby-dick").text[:40_000]
+    fact = "\n\nThe best thing to do in San Francisco is to eat a sandwich and sit in Dolores Park on a sunny day.\n\n"
+    page = tmp_path / "novel.txt"
+    page.write_text(text[:8_000] + fact + text[8_000:])
+    done = door("ask", "What is the best thing to do in San Francisco?", "--doc", page, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["tokens_seen"] > record["trained_length"] == 8192
+    assert (record["method"], record["ledger"]["positions"], len(record["verified"])) == ("spotlight", "compact", 6)
+    assert record["kv_bytes"] * 4 < record["kv_bytes_full"]
+    assert "Dolores Park" in record["answer"]

@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 import catalog
+import longllm
 import longscope
 from commands.tour_long_document import QUESTIONS, SPEECH, holds
+from commands.tour_novel import NOVEL, PLANTED, PLOT, novel
 from commands.tour_page import Answer, Chapter, Plot, Table, render
-from commands.tour_plot import bars
+from commands.tour_plot import bars, curves
 
 VOID = {"meta", "br", "hr", "img", "link"}
 
@@ -75,8 +77,19 @@ def test_the_page_shows_texts_as_they_are(page_text: str) -> None:
         assert text in shown
 
 
-def test_plots_are_written_and_follow_the_pages_colours(tmp_path: Path) -> None:
-    inline = bars(["one", "two"], {"seconds": [3.0, 0.25]}, tmp_path / "runs")
+LINES = {"ours, measured": [(1, 2.0), (8, 3.0)], "full, measured": [(1, 1.0)], "full, computed": [(8, 9.0)]}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda file: bars(["one", "two"], {"seconds": [3.0, 0.25]}, file),
+        lambda file: curves({"seconds": LINES, "MB": LINES}, "tokens", file),
+    ],
+    ids=["bars", "curves"],
+)
+def test_plots_are_written_and_follow_the_pages_colours(tmp_path: Path, draw: Any) -> None:
+    inline = draw(tmp_path / "runs")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     ElementTree.parse(tmp_path / "runs.svg")
     root = ElementTree.fromstring(inline)
@@ -107,19 +120,39 @@ def test_the_speech_says_what_the_tour_claims_it_says() -> None:
 
 
 @pytest.mark.real
+def test_the_novel_says_what_the_tour_claims_and_nothing_of_what_is_planted() -> None:
+    text = " ".join(catalog.read_document(NOVEL).text.split())
+    for question in PLOT:
+        assert question.passage in text
+    for planted in PLANTED:
+        assert planted.sentence not in text
+        assert planted.fact in planted.sentence
+
+
+@pytest.mark.real
 def test_the_whole_tour_on_real_data_and_a_tiny_model(tiny_folder: Path, tmp_path: Path, door: Any) -> None:
     out = tmp_path / "tour"
-    done = door("tour", "--out", out, "--model", tiny_folder, "--dtype", "fp32", "--json")
+    given = ("--out", out, "--model", tiny_folder, "--dtype", "fp32", "--novel_tokens", "3000")
+    done = door("tour", *given, "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     record = json.loads(done.stdout)
     kept = json.loads((out / "tour.json").read_text())
     assert kept.items() <= record.items()
-    assert {file.name for file in out.iterdir()} == {"index.html", "tour.json", "runs.png", "runs.svg"}
-    runs = kept["runs"]
-    assert len(runs) == 1 + len(QUESTIONS) + 6
+    plots = {f"{name}.{ending}" for name in ("runs", "novel") for ending in ("png", "svg")}
+    assert {file.name for file in out.iterdir()} == {"index.html", "tour.json", "novel.kv", *plots}
+    short = 1 + len(QUESTIONS) + 6
+    runs, (reading, *asked) = kept["runs"][:short], kept["runs"][short:]
     shape = 2 * 2 * 2 * 8 * 4
     assert all(run["kv_bytes"] == run["tokens_seen"] * shape for run in runs)
+    # The novel: all of it seen, a quarter of the 512 trained tokens kept, six questions on copies of one cache.
+    assert reading["ledger"]["tokens_seen"] == [reading["tokens_seen"]]
+    assert reading["tokens_seen"] > 3000 > 128 >= reading["ledger"]["layers"][0]["slots"][0]
+    assert len(asked) == len(PLANTED) + len(PLOT)
+    assert all(run["kv_bytes"] <= 128 * shape for run in asked)
+    assert [point[0] for point in reading["progress"]][-1] == reading["tokens_seen"] == reading["full_attention"][-1][0]
+    told = list(novel(longllm.load(tiny_folder, dtype="fp32"), out, 3000))
+    assert any("read in an earlier run" in piece for piece in told)
     # Read once: each question read only its own tokens.
     assert all(run["tokens_read_now"] < 400 for run in runs[1 : 1 + len(QUESTIONS)])
     page = Page((out / "index.html").read_text(encoding="utf-8"))

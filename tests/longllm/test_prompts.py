@@ -17,6 +17,13 @@ def test_document_comes_first_inside_the_template(tiny: longllm.LoadedModel) -> 
     assert tiny.tokenizer.decode(prompt.ids) == expected
 
 
+def test_a_question_alone_is_the_end_of_the_prompt(tiny: longllm.LoadedModel) -> None:
+    prompt = longllm.document_prompt(tiny.tokenizer, DOCUMENT, QUESTION)
+    assert list(prompt.ids[prompt.shared :]) == longllm.question_ids(tiny.tokenizer, f"{QUESTION} ")
+    with pytest.raises(ValueError, match="question is empty"):
+        longllm.question_ids(tiny.tokenizer, " ")
+
+
 def test_nothing_of_a_document_is_cut_or_tokenised_otherwise(tiny: longllm.LoadedModel) -> None:
     long = " ".join([DOCUMENT] * 300)
     body = tiny.tokenizer(long, add_special_tokens=False)["input_ids"]
