@@ -118,7 +118,8 @@ def novel(loaded: Any, out: Path, tokens: int = 0) -> Generator[str, None, tuple
         f"{loaded.trained_length:,} tokens. It read the novel once, in {seconds:,.0f} seconds, into a cache that never "
         f"held more than {max(account.layers[0].slots):,} slots a layer ({plan}); the six questions below were held "
         "against every chunk and chose what stayed. The answers are shown as they came. Looking up a planted sentence "
-        "is what compression must not break; questions of plot need more understanding than a model of this size has."
+        "is what compression must not break (the three were picked from six that the method was tried on in shorter "
+        "texts); questions of plot need more understanding than a model of this size has."
     )
     chapter = Chapter("A whole novel", lead, chapter.blocks)
     summary = {"run": "reading the novel", "tokens_seen": len(ids), "seconds": seconds, "ledger": account.record()}
