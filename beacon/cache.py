@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from beacon.budget import Budget
-from beacon.layers import CompressedLayer, WindowLayer
+from beacon.layers import CompressedLayer, WindowLayer, current
 from beacon.methods.base import Method
 from beacon.schedule import Schedule, Step
 from beacon.turns import Turns
@@ -86,7 +86,7 @@ class CompressedCache(Cache):
         #: lengths of the questions at the end of the next forward pass's tokens; set by ``beacon.read``
         self.probes: tuple[int, ...] = ()
         self.step: Step | None = None
-        #: largest number of bytes held at any moment, the joined chunk of one layer included
+        #: largest number of bytes held at any moment, joined chunks included
         self.peak = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -143,7 +143,7 @@ class CompressedCache(Cache):
 
     def spec(self, layer_idx: int, keys: int) -> AttentionSpec:
         """Return how the current queries attend the ``keys`` columns of a compressed layer."""
-        step = self._current()
+        step = current(self.step)
         held = step.held[self.layers[layer_idx].index]
         lengths = [old + new + step.probe for old, new in zip(held, step.new, strict=True)]
         queries = [new + step.probe for new in step.new]
@@ -170,7 +170,7 @@ class CompressedCache(Cache):
         """
         from beacon.contract import ContractError, check_step
 
-        step = self._current()
+        step = current(self.step)
         if self.method.joint:
             self._note_peak()
             self._settle_together()
@@ -264,9 +264,7 @@ class CompressedCache(Cache):
         layers = [self.layers[index] for index in self.full]
         found = [layer.found for layer in layers]
         if all(each is not None and each.scores is not None for each in found):
-            known = [
-                None if layer.scores is None else layer.remembered(layer.found.scores.shape[2]) for layer in layers
-            ]
+            known = [layer.remembered(layer.found.scores) for layer in layers]
             worth = self.method.combine([each.scores for each in found], known)
             for layer, scores in zip(layers, worth, strict=True):
                 layer.found = layer.found._replace(scores=scores)
@@ -277,12 +275,6 @@ class CompressedCache(Cache):
         """Remember the most bytes ever held, joined chunks included."""
         joined = sum(tensor.nbytes for index in self.full for tensor in self.layers[index].joined or ())
         self.peak = max(self.peak, cache_bytes(self) + joined)
-
-    def _current(self) -> Step:
-        """Return the step in progress."""
-        if self.step is None:
-            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
-        return self.step
 
     def _real_tokens(self, columns: int, probe: int, mask: torch.Tensor | None, rows: int) -> list[int]:
         """Return how many of the columns before the probe are real tokens, per row."""

@@ -15,6 +15,17 @@ from flashcore import AttentionSpec
 from flashcore.hf.cache import GrowingLayer, writable
 
 
+def current(step: Step | None) -> Step:
+    """Return the step in progress.
+
+    Raises:
+        ValueError: there is none, because the model runs without the hooks that begin one.
+    """
+    if step is None:
+        raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+    return step
+
+
 class Found(NamedTuple):
     """What a layer knows about its joined slots between its attention and the cut."""
 
@@ -49,9 +60,7 @@ class CompressedLayer(GrowingLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append [batch, kv_heads, n, d], or join them for this call alone if slots will be dropped after it."""
-        step = self.step
-        if step is None:
-            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+        step = current(self.step)
         if not step.joins:
             return super().update(key_states, value_states)
         if not self.is_initialized:
@@ -106,7 +115,7 @@ class CompressedLayer(GrowingLayer):
             # Columns that are padding in every row go too.
             chosen = torch.arange(slots - max(after), slots, device=keys.device).expand(*keys.shape[:2], -1)
         if method.remembers:
-            scores = self.remembered(slots, like=keys)
+            scores = self.remembered(keys[:, :, :slots])
             if found.scores is not None:
                 # A row that drops nothing learns nothing: what it keeps must not depend on the other rows.
                 drops = [kept < count for kept, count in zip(after, found.valid, strict=True)]
@@ -115,13 +124,10 @@ class CompressedLayer(GrowingLayer):
             self.scores = scores.gather(2, chosen.clamp(min=0))
         self.store(keys[:, :, :slots], values[:, :, :slots], found.positions, chosen, step, turns)
 
-    def remembered(self, slots: int, like: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the scores of ``slots`` columns, [batch, kv_heads, slots]: minus infinity for those never ranked."""
-        if self.scores is not None:
-            return torch.nn.functional.pad(self.scores, (0, slots - self.scores.shape[2]), value=float("-inf"))
-        if like is None:
-            raise ValueError("nothing has been ranked yet: give a tensor to take rows, heads and device from")
-        return torch.full((*like.shape[:2], slots), float("-inf"), device=like.device)
+    def remembered(self, like: torch.Tensor) -> torch.Tensor:
+        """Return what is remembered of slots [batch, kv_heads, slots, ...]: their scores, minus infinity if new."""
+        held = like.new_empty(*like.shape[:2], 0, dtype=torch.float32) if self.scores is None else self.scores
+        return torch.nn.functional.pad(held, (0, like.shape[2] - held.shape[2]), value=float("-inf"))
 
     def store(
         self,
@@ -216,9 +222,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append [batch, kv_heads, n, d] and return what this call attends; a probe is not kept."""
-        step = self.step
-        if step is None:
-            raise ValueError("a compressed cache works only inside beacon.compressing(model): open it first")
+        step = current(self.step)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[2] - step.probe

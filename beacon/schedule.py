@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from beacon.budget import Budget, room, spread
 
@@ -35,12 +36,13 @@ class Step:
     shift: tuple[int, ...]
     """[row] how far the next position moves at the end; 0 unless positions are compact"""
 
-    @property
+    # Every layer asks these for every token: computed once.
+    @cached_property
     def probe(self) -> int:
         """Return how many of the last columns are such questions."""
         return sum(self.probes)
 
-    @property
+    @cached_property
     def joins(self) -> bool:
         """Say whether this step's slots are held beside the buffers until attention has run, then cut down."""
         if self.evicts or self.probe:
@@ -48,7 +50,7 @@ class Step:
         # Columns that are padding in every row are cut off too.
         return any(max(held) + self.columns > max(keep) for held, keep in zip(self.held, self.keep, strict=True))
 
-    @property
+    @cached_property
     def evicts(self) -> bool:
         """Say whether some layer of some row drops something."""
         return any(

@@ -10,8 +10,8 @@ class Turns:
 
     A key that was rotated at position p and is moved by k equals one rotated at p + k (the rotations of RoPE add up).
     The table of cos and sin is computed in fp64 for moves up to the largest asked for, and kept. Each move rounds to
-    the dtype of the keys: after 300 evictions fp32 keys are off by some 4e-6, bf16 keys in caches of thousands of slots
-    by some 4 per cent on average, because in slow channels a small turn is less than the rounding.
+    the dtype of the keys, so that keys kept over hundreds of evictions drift in bf16, most in large caches, whose slow
+    channels turn by less than the rounding; in fp32 the drift is negligible.
 
     >>> from flashcore import rope
     >>> speeds, plain = rope.inverse_frequencies(8), torch.randn(1, 1, 3, 8)

@@ -113,11 +113,12 @@ def novel(loaded: Any, out: Path, tokens: int = 0) -> Generator[str, None, tuple
     full = yield from _full_attention(loaded, ids)
     cost = _cost(out, reading.notes["progress"], full, account)
     lead = (
-        f"{title}, all {own:,} tokens of it, and three sentences that are not in the novel, planted at "
+        f"{title}, {own:,} tokens of it, and three sentences that are not in the novel, planted at "
         f"{', '.join(str(planted.depth) for planted in PLANTED)} per cent. The model was trained on texts of up to "
-        f"{loaded.trained_length:,} tokens. It read the novel once, in {seconds:,.0f} seconds, into a cache that never "
-        f"held more than {max(account.layers[0].slots):,} slots a layer ({plan}); the six questions below were held "
-        "against every chunk and chose what stayed. The answers are shown as they came. Looking up a planted sentence "
+        f"{loaded.trained_length:,} tokens. It read the novel once, in {seconds:,.0f} seconds, into a cache that "
+        f"holds {max(account.layers[0].slots):,} slots a layer after each chunk ({plan}); the six questions "
+        "below were held against every chunk and chose what stayed. The answers are shown as they came. Looking up "
+        "a planted sentence "
         "is what compression must not break (the three were picked from six that the method was tried on in shorter "
         "texts); questions of plot need more understanding than a model of this size has."
     )
@@ -168,7 +169,10 @@ def _ask(
 
 
 def _full_attention(loaded: Any, ids: Sequence[int]) -> Generator[str, None, list[list[float]]]:
-    """Read the beginning with full attention; return [tokens, seconds, KV bytes] after each chunk."""
+    """Read the beginning with full attention; return [tokens, seconds, KV bytes] after each chunk.
+
+    The bytes are those in use: the cache reserves room for the whole at once.
+    """
     import longllm
     from flashcore.hf import cache_bytes
 

@@ -88,7 +88,7 @@ class Method:
     """Base of the methods. A subclass says how it ranks slots; what is protected is kept whatever the ranking says.
 
     Raises:
-        ValueError: a negative number of protected slots.
+        ValueError: a whole-number setting below ``least``, or an even ``kernel``.
     """
 
     sink: int = 4
@@ -104,15 +104,20 @@ class Method:
     #: whether layers wait for one another, so that scores of all of them can be combined; a chunk is then held in
     #: every layer until the forward pass ends
     joint: ClassVar[bool] = False
+    #: smallest value of each whole-number setting
+    least: ClassVar[dict[str, int]] = {"sink": 0, "recent": 1, "looks": 1, "settle": 1}
 
     #: whether slots carry their scores along (4 bytes a slot and key head)
     remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse settings that no cache can follow."""
-        for field, least in (("sink", 0), ("recent", 1)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{self.name}: {field} must be at least {least}, got {getattr(self, field)}")
+        kernel = vars(self).get("kernel", 1)
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"{self.name}: kernel must be a positive odd number, got {kernel}")
+        for field, least in self.least.items():
+            if (value := vars(self).get(field, least)) < least:
+                raise ValueError(f"{self.name}: {field} must be at least {least}, got {value}")
 
     @property
     def minimum(self) -> int:
@@ -127,14 +132,12 @@ class Method:
         """Return how much each slot is worth, [batch, kv_heads, slots]; padding may have any score."""
         raise NotImplementedError
 
-    def combine(
-        self, scores: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor | None]
-    ) -> Sequence[torch.Tensor]:
+    def combine(self, scores: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return what the slots of each layer are worth, given those of all layers (``joint`` methods only).
 
         Args:
             scores: of each layer, [batch, kv_heads, slots].
-            remembered: what ``memory`` kept of each layer's scores, minus infinity for slots that are new; or None.
+            remembered: what ``memory`` kept of each layer's scores, minus infinity for slots that are new.
         """
         return scores
 
@@ -148,6 +151,15 @@ class Method:
         scores[:, :, positions.shape[2] - self.recent :] = float("inf")
         scores.masked_fill_(positions < self.sink, float("inf"))
         return scores.masked_fill_(positions < 0, float("-inf"))
+
+
+def pooled(scores: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Return the maximum over each slot and its neighbours, ``kernel`` (odd) in all; [batch, kv_heads, slots].
+
+    >>> pooled(torch.tensor([[[0.0, 2.0, 1.0, 0.0, 0.0]]]), 3).tolist()
+    [[[2.0, 2.0, 2.0, 1.0, 0.0]]]
+    """
+    return torch.nn.functional.max_pool1d(scores, kernel, stride=1, padding=kernel // 2)
 
 
 def select(ranks: torch.Tensor, valid: Sequence[int], keep: Sequence[int]) -> torch.Tensor:

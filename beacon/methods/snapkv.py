@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from beacon.methods.base import LayerView, Method
+from beacon.methods.base import LayerView, Method, pooled
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SnapKV(Method):
     what it will need is kept from the beginning of the text on.
 
     Raises:
-        ValueError: as ``Method``, or an even or non-positive kernel.
+        ValueError: as ``Method``.
     """
 
     kernel: int = 7
@@ -28,13 +28,6 @@ class SnapKV(Method):
     name: ClassVar[str] = "snapkv"
     steerable: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Refuse settings that no cache can follow."""
-        super().__post_init__()
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"{self.name}: kernel must be a positive odd number, got {self.kernel}")
-
     def scores(self, view: LayerView) -> torch.Tensor:
         """Return the pooled attention mass of the last ``recent`` tokens, or of the probe."""
-        mass = view.received(self.recent)
-        return torch.nn.functional.max_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)
+        return pooled(view.received(self.recent), self.kernel)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from beacon.methods.base import LayerView, Method
+from beacon.methods.base import LayerView, Method, pooled
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Spotlight(Method):
     the beginning of a novel competes with its end as if both had been read a moment ago.
 
     Raises:
-        ValueError: as ``Method``, an even or non-positive kernel, or fewer than one look.
+        ValueError: as ``Method``.
     """
 
     kernel: int = 31
@@ -37,28 +37,15 @@ class Spotlight(Method):
     joint: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Refuse settings that no cache can follow."""
-        super().__post_init__()
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"{self.name}: kernel must be a positive odd number, got {self.kernel}")
-        for field in ("looks", "settle"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{self.name}: {field} must be at least 1, got {getattr(self, field)}")
-
     def scores(self, view: LayerView) -> torch.Tensor:
-        """Return the sharpest attention that each passage receives in each head, and what is remembered of it."""
-        look = view.sharpest(self.recent)
-        return torch.nn.functional.max_pool1d(look, self.kernel, stride=1, padding=self.kernel // 2)
+        """Return the sharpest attention that each passage receives in each head."""
+        return pooled(view.sharpest(self.recent), self.kernel)
 
-    def combine(
-        self, scores: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor | None]
-    ) -> Sequence[torch.Tensor]:
+    def combine(self, scores: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return the mean of the highest scores over all heads of all layers, or what is remembered if that is more."""
         heads = torch.cat(list(scores), dim=1)
         shared = heads.topk(min(self.looks, heads.shape[1]), dim=1).values.mean(1, keepdim=True)
-        known = remembered[0]
-        shared = shared if known is None else torch.maximum(shared, known[:, :1])
+        shared = torch.maximum(shared, remembered[0][:, :1])
         return [shared.expand_as(score) for score in scores]
 
     def memory(self, scores: torch.Tensor) -> torch.Tensor:

@@ -276,6 +276,7 @@ def test_the_newest_tokens_and_sinks_are_kept_by_default_and_settings_are_checke
         ("pyramidkv", {"kernel": -1}, "kernel must be a positive odd number"),
         ("pyramidkv", {"steepness": 0.5}, "steepness must be a number of at least 1, got 0.5"),
         ("spotlight", {"kernel": 2}, "kernel must be a positive odd number, got 2"),
+        ("spotlight", {"recent": 0}, "recent must be at least 1, got 0"),
         ("spotlight", {"looks": 0}, "looks must be at least 1, got 0"),
         ("tova", {"recent": 0}, "recent must be at least 1, got 0"),
         ("knorm", {"sink": -1}, "sink must be at least 0, got -1"),
