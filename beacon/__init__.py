@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from beacon.methods import method as method
     from beacon.reading import CHUNK as CHUNK
     from beacon.reading import read as read
+    from beacon.beacon_cache import BeaconCache as BeaconCache
+    from beacon.config import BeaconConfig as BeaconConfig
+    from beacon.weights import BeaconWeights as BeaconWeights
+    from beacon.config import MemoryOptions as MemoryOptions
+    from beacon.plan import RowPlan as RowPlan
+    from beacon.install import installed as installed
+    from beacon.backbones import BACKBONES as BACKBONES
     from beacon.saved import SavedCache as SavedCache
     from beacon.saved import fingerprint as fingerprint
     from beacon.saved import load_cache as load_cache
@@ -32,6 +39,13 @@ if TYPE_CHECKING:
 
 # Public name -> its module, imported when the name is first used.
 _HOME = {
+    "BACKBONES": "backbones",
+    "installed": "install",
+    "RowPlan": "plan",
+    "MemoryOptions": "config",
+    "BeaconWeights": "weights",
+    "BeaconConfig": "config",
+    "BeaconCache": "beacon_cache",
     "Budget": "budget",
     "CHUNK": "reading",
     "CompressedCache": "cache",

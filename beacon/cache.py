@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from beacon.budget import Budget
 from beacon.layers import CompressedLayer, WindowLayer, current
 from beacon.methods.base import Method
+from beacon.request import RequestCache
 from beacon.schedule import Schedule, Step
 from beacon.turns import Turns
 from flashcore import AttentionSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Positions = Literal["original", "compact"]
 
 
-class CompressedCache(Cache):
+class CompressedCache(RequestCache):
     """What a compression method has kept of the tokens seen so far.
 
     Works with a stock model inside ``beacon.compressing(model)``, for any number of forward passes or ``generate``
@@ -89,10 +90,6 @@ class CompressedCache(Cache):
         #: largest number of bytes held at any moment, joined chunks included
         self.peak = 0
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the columns seen (padding included): what ``generate`` cuts its input by. Not a number of slots."""
-        return self.schedule.columns
-
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return key length and offset for transformers' mask; compressed layers make their own (see ``spec``)."""
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
@@ -100,6 +97,11 @@ class CompressedCache(Cache):
             length: tuple[int, int] = layer.get_mask_sizes(query_length)
             return length
         return self.schedule.columns + query_length, 0
+
+    @property
+    def columns(self) -> int:
+        """Return the columns seen, padding included."""
+        return self.schedule.columns
 
     @property
     def seen(self) -> list[int]:
@@ -120,19 +122,8 @@ class CompressedCache(Cache):
         probes, self.probes = self.probes, ()
         if self.step is not None:
             self.abandon()  # an interrupt does not come by end()
-        new = self._real_tokens(columns, sum(probes), mask, rows)
-        seen = self.schedule.seen or [0] * rows
-        offsets = torch.arange(columns)[None] - torch.tensor([columns - sum(probes) - count for count in new])[:, None]
-        if positions is not None:
-            true = torch.tensor(seen)[:, None] + offsets
-            given = positions.cpu().expand(rows, -1)
-            wrong = (given != true) & (offsets >= 0)
-            if wrong.any():
-                row, column = (int(index) for index in wrong.nonzero()[0])
-                raise ValueError(
-                    f"row {row} was given position {int(given[row, column])} for a token whose true position is "
-                    f"{int(true[row, column])}: positions count tokens seen, not slots kept"
-                )
+        new = self.new_tokens(columns, sum(probes), mask, rows)
+        offsets = self.offsets(new, columns, sum(probes), positions)
         step = self.schedule.plan(new, columns, probes)
         self.step = step
         for layer in self.layers:
@@ -231,27 +222,10 @@ class CompressedCache(Cache):
         positions: torch.Tensor = layer.positions(self.schedule.seen, [0] * len(self.schedule.seen), held, heads)
         return positions
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Take these rows, in this order (beam search)."""
-        self.batch_select_indices(beam_idx)
-
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Take these rows, in this order."""
         super().batch_select_indices(indices)
         self.schedule.select(indices.tolist())
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row (several answers to one prompt)."""
-        if self.schedule.seen:
-            self.batch_select_indices(torch.arange(len(self.schedule.seen)).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: what was evicted for the removed tokens cannot be brought back.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a compressed cache cannot be cropped; fork() it before what may have to be undone")
 
     def reset(self) -> None:
         """Forget everything."""
@@ -275,32 +249,6 @@ class CompressedCache(Cache):
         """Remember the most bytes ever held, joined chunks included."""
         joined = sum(tensor.nbytes for index in self.full for tensor in self.layers[index].joined or ())
         self.peak = max(self.peak, cache_bytes(self) + joined)
-
-    def _real_tokens(self, columns: int, probe: int, mask: torch.Tensor | None, rows: int) -> list[int]:
-        """Return how many of the columns before the probe are real tokens, per row."""
-        if self.schedule.columns < 0:
-            raise ValueError("an earlier forward pass on this cache failed half-way: start from a new cache or a fork")
-        if self.schedule.seen and len(self.schedule.seen) != rows:
-            raise ValueError(f"the cache holds {len(self.schedule.seen)} rows, the model was given {rows}")
-        if mask is None:
-            return [columns - probe] * rows
-        before = self.schedule.columns
-        if mask.ndim != 2 or mask.shape != (rows, before + columns):
-            raise ValueError(
-                f"the attention mask must be [rows, tokens seen and new], got {list(mask.shape)} "
-                f"for [{rows}, {before} + {columns}]"
-            )
-        seen = self.schedule.seen or [0] * rows
-        real = mask.cpu().bool()
-        if real[:, :before].sum(1).tolist() != seen:
-            raise ValueError("the attention mask hides tokens that the cache holds, or shows padding: it cannot change")
-        real = real[:, before:]
-        counts: list[int] = (real.sum(1) - probe).tolist()
-        left = (torch.arange(columns) >= columns - real.sum(1, keepdim=True)) == real
-        started = torch.tensor(seen) > 0
-        if not bool(left.all()) or bool((started & ~real.all(1)).any()) or min(counts) < 0:
-            raise ValueError("rows must be padded on the left only: set tokenizer.padding_side = 'left'")
-        return counts
 
     def _room(self, step: Step, index: int) -> int:
         """Return the slots that buffers of a layer should have room for: never more than the budget."""

@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from beacon.backbones import backbone
 from beacon.cache import CompressedCache
+from beacon.config import BeaconConfig, MemoryOptions
 from beacon.layers import CompressedLayer
+from beacon.weights import BeaconWeights
+from beacon.windows import WindowReader
 from flashcore.hf.attention import REGISTERED, attention_layer, skip_kernel_lookup
 from flashcore.hf.masks import CallMask, call_mask
 
@@ -50,6 +54,63 @@ def compressing(model: Any) -> Iterator[Any]:
         for hook in hooks:
             hook.remove()
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def installed(
+    model: Any,
+    config: BeaconConfig,
+    weights: BeaconWeights | None = None,
+    options: MemoryOptions | None = None,
+) -> Iterator[Any]:
+    """Let ``model`` compress what it reads into beacons, in ``forward`` and in ``generate``; yield the model.
+
+    A ``BeaconCache`` is made for every call that is given none. On leaving, the model is as it was.
+
+    Args:
+        model: a stock Llama, Mistral, Qwen2 or Qwen3 of transformers.
+        config: windows and ratios.
+        weights: the beacons' parameters; None = untrained ones, which start from the base model's.
+        options: what goes beyond the reference.
+
+    Raises:
+        ValueError: another architecture, weights made for another config, beacons installed already, or attention
+            dropout while training.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2, eos_token_id=2)).eval()
+    >>> with installed(model, BeaconConfig(window=8, stride=8, ratio=(4,))), torch.no_grad():
+    ...     cache = model(torch.ones(1, 20, dtype=torch.long)).past_key_values
+    >>> cache.seen, cache.held  # two windows of two beacons each, then four raw tokens and a beacon
+    ([20], [9])
+    """
+    names = backbone(model)
+    decoder = model.get_decoder()
+    weights = BeaconWeights.initialised(model, config) if weights is None else weights
+    if weights.config.param != config.param:
+        raise ValueError(f"the beacon weights have projections {weights.config.param}, the config asks for {config.param}")
+    if isinstance(vars(decoder).get("forward"), WindowReader):
+        raise ValueError("beacons are installed on this model already: leave the other block first")
+    if model.training and getattr(model.config, "attention_dropout", 0):
+        raise ValueError(f"attention dropout is not supported, the model has {model.config.attention_dropout}: set it to 0")
+    reader = WindowReader(model, names, config, weights, options or MemoryOptions())
+    before = vars(decoder).get("forward")
+
+    def note_needed(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep = kwargs.get("logits_to_keep", 0)
+        reader.needed = keep if isinstance(keep, int) and kwargs.get("labels") is None else 0
+
+    hook = model.register_forward_pre_hook(note_needed, with_kwargs=True)
+    decoder.forward = reader
+    try:
+        yield model
+    finally:
+        hook.remove()
+        if before is None:
+            del decoder.forward
+        else:
+            decoder.forward = before
 
 
 def _begin(decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

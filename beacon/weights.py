@@ -1,0 +1,125 @@
+"""The parameters that Activation Beacon adds to a model: one embedding row, and projections of their own for beacons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from beacon.backbones import backbone, parts
+from beacon.config import BeaconConfig
+
+
+class LowRank(nn.Module):
+    """What is added to a base projection: ``x Aᵀ Bᵀ``, zero at the start."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, like: torch.Tensor) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, inputs, dtype=like.dtype, device=like.device))
+        self.B = nn.Parameter(torch.zeros(outputs, rank, dtype=like.dtype, device=like.device))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the addition for x [..., inputs]."""
+        return nn.functional.linear(nn.functional.linear(x, self.A), self.B)
+
+
+class BeaconWeights(nn.Module):
+    """The beacons' embedding [1, hidden], and per layer their q, k, v, o projections as far as the config names them.
+
+    Full projections have the shape and bias of the base model's; with ``rank`` a beacon's projection is the base's plus
+    a product of two thin matrices, a few megabytes for an 8B model. The parameters belong to no model: give them to
+    ``beacon.installed``.
+    """
+
+    def __init__(self, model: Any, config: BeaconConfig, rank: int = 0) -> None:
+        """Make room for a model's beacons; values are meant to be loaded (see ``initialised``).
+
+        Raises:
+            ValueError: an unknown architecture, a negative rank, or full projections beside a quantised base.
+        """
+        super().__init__()
+        if rank < 0:
+            raise ValueError(f"rank must be 0 (full projections) or positive, got {rank}")
+        self.config, self.rank = config, rank
+        names, decoder = backbone(model), model.get_decoder()
+        table = getattr(decoder, names.embedding).weight
+        self.embed_tokens = nn.Parameter(torch.zeros(1, table.shape[1], dtype=table.dtype, device=table.device))
+        self.layers = nn.ModuleList()
+        for part in parts(decoder, names):
+            own = nn.ModuleDict()
+            for name in config.param:
+                base = getattr(part.attention, f"{name}_proj")
+                own[name] = self._projection(base, table)
+            self.layers.append(own)
+
+    @classmethod
+    @torch.no_grad()
+    def initialised(cls, model: Any, config: BeaconConfig, rank: int = 0) -> BeaconWeights:
+        """Return untrained beacons: extra EOS (or BOS) tokens with the base model's projections (paper, section 3.3).
+
+        Raises:
+            ValueError: as the constructor, or the model names no such token.
+        """
+        weights = cls(model, config, rank)
+        names, decoder = backbone(model), model.get_decoder()
+        token = getattr(model.config, f"{config.embed_init}_token_id", None)
+        token = token[0] if isinstance(token, list) else token
+        if token is None:
+            raise ValueError(f"the model names no {config.embed_init} token to start beacons from: set beacon_embed_init")
+        weights.embed_tokens.copy_(getattr(decoder, names.embedding).weight[token])
+        for own, part in zip(weights.layers, parts(decoder, names), strict=True):
+            for name, made in own.items():
+                if isinstance(made, nn.Linear):
+                    base = getattr(part.attention, f"{name}_proj")
+                    made.weight.copy_(base.weight)
+                    if base.bias is not None:
+                        made.bias.copy_(base.bias)
+        return weights
+
+    def project(self, layer: int, name: str, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return a beacon projection of ``x`` [batch, k, inputs]; ``base`` is the raw tokens' module."""
+        own = self.layers[layer]
+        if name not in own:
+            return base(x)
+        return base(x) + own[name](x) if self.rank else own[name](x)
+
+    def released(self) -> dict[str, torch.Tensor]:
+        """Return the tensors under the names of released checkpoints (low-rank ones as ``….A`` and ``….B``)."""
+        tensors = {"model.beacon_embed_tokens.weight": self.embed_tokens.detach()}
+        for index, own in enumerate(self.layers):
+            for name, made in own.items():
+                for suffix, tensor in made.named_parameters():
+                    tensors[f"model.layers.{index}.self_attn.beacon_{name}_proj.{suffix}"] = tensor.detach()
+        return tensors
+
+    @torch.no_grad()
+    def load_released(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take the values of a released checkpoint's beacon tensors.
+
+        Raises:
+            ValueError: tensors that are missing, left over, or of another shape.
+        """
+        own = self.released()
+        missing, left = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        for what, found in (("lacks", missing), ("has unexpected", left), ("has another shape of", sorted(wrong))):
+            if found:
+                raise ValueError(f"the checkpoint {what} {len(found)} beacon tensors, such as {found[0]}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def _projection(self, base: Any, table: torch.Tensor) -> nn.Module:
+        """Return an empty projection for beacons beside a base one."""
+        inputs, outputs = base.in_features, base.out_features
+        if self.rank:
+            return LowRank(inputs, outputs, self.rank, table)
+        if base.weight.numel() != inputs * outputs:
+            raise ValueError(
+                f"the base projections are quantised ({type(base).__name__}): "
+                "give beacons low-rank projections (rank), or load the model unquantised"
+            )
+        made = nn.Linear(inputs, outputs, bias=base.bias is not None, device=table.device, dtype=table.dtype)
+        nn.init.zeros_(made.weight)
+        return made

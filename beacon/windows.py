@@ -1,0 +1,297 @@
+"""The window loop of Activation Beacon: a stock decoder's own modules, run window by window over a ``BeaconCache``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from beacon.backbones import Backbone, Part, parts
+from beacon.beacon_cache import BeaconCache
+from beacon.config import BeaconConfig, MemoryOptions
+from beacon.grid import merge, split
+from beacon.memory import Pair, Pass, Settling
+from beacon.plan import RowPlan
+from beacon.weights import BeaconWeights
+from flashcore import AttentionSpec, attention, rope
+from flashcore.spec import MaskFunction
+
+_REFUSED = ("output_attentions", "output_hidden_states", "token_type_ids")
+
+
+class WindowReader:
+    """Takes the place of a decoder's ``forward``."""
+
+    def __init__(
+        self, model: Any, names: Backbone, config: BeaconConfig, weights: BeaconWeights, options: MemoryOptions
+    ) -> None:
+        self.model, self.decoder = model, model.get_decoder()
+        self.config, self.options, self.weights = config, options, weights
+        self.embedding, self.final_norm = (getattr(self.decoder, name) for name in (names.embedding, names.final_norm))
+        self.parts = parts(self.decoder, names)
+        #: how many of the last hidden states the caller will use; 0 = all
+        self.needed = 0
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read tokens; return the hidden states [rows, columns (or ``needed``), hidden] of raw tokens.
+
+        Raises:
+            ValueError: a cache of another kind that holds something, options without meaning here, or what
+                ``BeaconCache.begin`` refuses.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if refused := [name for name in _REFUSED if kwargs.get(name) is not None and kwargs[name] is not False]:
+            raise ValueError(f"a model with beacons installed does not support {', '.join(refused)}")
+        if inputs_embeds is None:
+            inputs_embeds = self.embedding(input_ids)
+        cache = self._cache(past_key_values)
+        rows, columns = inputs_embeds.shape[:2]
+        new = cache.begin(columns, attention_mask, position_ids, rows)
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights.parameters()):
+            cache.differentiable()
+        try:
+            hidden = self._read(cache, inputs_embeds, new)
+        except BaseException:
+            cache.abandon()
+            raise
+        cache.finish(columns)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _cache(self, given: Cache | None) -> BeaconCache:
+        """Return the cache to use: the one given, or a new one in place of none or of an empty stock cache."""
+        if isinstance(given, BeaconCache):
+            if given.config != self.config:
+                raise ValueError("the cache was made with another BeaconConfig than the one installed")
+            return given
+        if given is not None and given.get_seq_length() > 0:
+            raise ValueError(f"beacons cannot go on from a {type(given).__name__} that holds tokens: give a BeaconCache")
+        return BeaconCache(self.model, self.config, self.options)
+
+    def _read(self, cache: BeaconCache, embeds: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
+        """Run all rows; return the hidden states asked for, zero where there is padding."""
+        rows, columns = embeds.shape[:2]
+        needed = min(self.needed, columns) or columns
+        outputs = []
+        for group in self._groups(cache.plans, new):
+            count = new[group.start]
+            hidden = self._read_group(cache, group, embeds[group, columns - count :], min(count, needed))
+            outputs.append(torch.nn.functional.pad(hidden, (0, 0, needed - hidden.shape[1], 0)))
+        return self.final_norm(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
+
+    def _groups(self, plans: Sequence[RowPlan], new: Sequence[int]) -> Iterator[slice]:
+        """Yield runs of rows that can share their forward passes: equal ones, or any that decode one token."""
+
+        def kind(row: int) -> tuple[object, ...]:
+            alike = (new[row], *plans[row].state)
+            replays = self.options.lossless_short and plans[row].windows == 0
+            return ("one",) if new[row] == 1 and not replays else alike
+
+        for _, run in groupby(range(len(plans)), key=kind):
+            members = list(run)
+            yield slice(members[0], members[-1] + 1)
+
+    def _read_group(self, cache: BeaconCache, rows: slice, embeds: torch.Tensor, needed: int) -> torch.Tensor:
+        """Run the tokens ``embeds`` [b, n, hidden] of rows that go together; return the last ``needed`` states."""
+        plans = cache.plans[rows]
+        total = embeds.shape[1]
+        alike = all(plan.state == plans[0].state for plan in plans)
+        room = plans[0].most_slots(total, self.decoder.training) if alike and total > self.config.window else 0
+        outputs, done = [], 0
+        while done < total:
+            steps = tuple(plan.plan(total - done, self.decoder.training) for plan in plans)
+            fresh = steps[0].raw - steps[0].again
+            part = embeds[:, done : done + fresh]
+            done += fresh
+            run = Pass(rows, steps, ragged=not alike)
+            wanted = max(0, min(fresh, needed - (total - done)))
+            hidden = self._run(cache, run, cache.with_replay(run, part), wanted, room)
+            if hidden is not None:
+                outputs.append(hidden)
+            for plan, step in zip(plans, steps, strict=True):
+                plan.commit(step)
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+    def _run(self, cache: BeaconCache, run: Pass, raw: torch.Tensor, wanted: int, room: int) -> torch.Tensor | None:
+        """Run one step through all layers; return the last ``wanted`` states [b, wanted, hidden] of raw tokens."""
+        step, rows = run.step, len(cache.plans)
+        states = raw
+        if step.beacons:
+            beacons = self.weights.embed_tokens.to(raw.dtype).expand(len(run.steps), step.beacons, -1)
+            states = torch.cat((raw, beacons), dim=1)
+        view = _View.of(cache, run, raw)
+        moves = list(_moves(cache, run, raw))
+        for index, part in enumerate(self.parts):
+            slots = cache.layers[index]
+            normed = part.attention_norm(states)
+            mine, others = normed[:, : step.raw], normed[:, step.raw :]
+            keys = part.heads(part.attention.k_proj(mine), 1)
+            values = part.heads(part.attention.v_proj(mine))
+            plain = pair = None
+            if view.beacon_turn is not None:
+                plain = part.heads(self.weights.project(index, "k", part.attention.k_proj, others), 1)
+                pair = (
+                    rope.rotate(plain, *view.beacon_turn),
+                    part.heads(self.weights.project(index, "v", part.attention.v_proj, others)),
+                )
+            held = slots.append(run, (rope.rotate(keys, *view.raw_turn), values), pair, rows, room)
+            if index < len(self.parts) - 1:
+                states = self._attended(index, part, states, mine, others, view, held)
+            elif wanted:
+                states = self._last(part, states, mine, others, view, held, wanted)
+            if plain is not None and len(moves) < len(run.steps):
+                slots.hold(run, plain, rows)
+            for move in moves:
+                own = slice(move.rows.start - run.rows.start, move.rows.stop - run.rows.start)
+                slots.settle(move, None if plain is None else plain[own, :, : move.step.beacons])
+        return states if wanted else None
+
+    def _attended(
+        self,
+        index: int,
+        part: Part,
+        states: torch.Tensor,
+        mine: torch.Tensor,
+        others: torch.Tensor,
+        view: _View,
+        held: Pair,
+    ) -> torch.Tensor:
+        """Return the states [b, n + k, hidden] after a layer's attention and MLP, raw tokens first."""
+        mixed = self._mixed(index, part, mine, others, view, held)
+        out_proj, count = part.attention.o_proj, mine.shape[1]
+        if others.shape[1] and "o" in self.config.param:
+            own = self.weights.project(index, "o", out_proj, mixed[:, count:])
+            states = states + torch.cat((out_proj(mixed[:, :count]), own), dim=1)
+        else:
+            states = states + out_proj(mixed)
+        return states + part.mlp(part.mlp_norm(states))
+
+    def _last(
+        self,
+        part: Part,
+        states: torch.Tensor,
+        mine: torch.Tensor,
+        others: torch.Tensor,
+        view: _View,
+        held: Pair,
+        wanted: int,
+    ) -> torch.Tensor:
+        """Return the last layer's states of the last ``wanted`` raw tokens: nothing reads those of its beacons."""
+        count = mine.shape[1]
+        if wanted == 1:
+            queries = rope.rotate(part.heads(part.attention.q_proj(mine[:, -1:]), 0), *view.last_turn)
+            keys, values = (tensor[:, :, : view.last_end] for tensor in held)
+            mixed = attention(queries, keys, values, view.spec(part.attention.scaling, last=True))
+            mixed = mixed.transpose(1, 2).flatten(2)
+        else:
+            mixed = self._mixed(len(self.parts) - 1, part, mine, others, view, held)[:, count - wanted : count]
+        states = states[:, count - wanted : count] + part.attention.o_proj(mixed)
+        return states + part.mlp(part.mlp_norm(states))
+
+    def _mixed(
+        self, index: int, part: Part, mine: torch.Tensor, others: torch.Tensor, view: _View, held: Pair
+    ) -> torch.Tensor:
+        """Return what attention gives every token, [b, n + k, heads * d], raw tokens first."""
+        step = view.run.step
+        queries = rope.rotate(part.heads(part.attention.q_proj(mine), 0), *view.raw_turn)
+        if view.beacon_turn is not None:
+            own = part.heads(self.weights.project(index, "q", part.attention.q_proj, others), 0)
+            own = rope.rotate(own, *view.beacon_turn)
+            merged = queries.new_empty(*queries.shape[:2], step.slots, queries.shape[3])
+            queries = merge(merged, queries, own, step.lead, step.period)
+        out = attention(queries, *held, view.spec(part.attention.scaling))
+        return split(out, step.beacons, step.lead, step.period).flatten(2)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What every layer of one pass needs to know of positions and masks, computed once."""
+
+    run: Pass
+    raw_turn: Pair
+    """cos and sin [b or 1, 1, n, d] of the raw tokens"""
+    beacon_turn: Pair | None
+    last_turn: Pair
+    """of the last raw token"""
+    last_end: int
+    """slots up to the last raw token, of the longest row"""
+    device: torch.device
+
+    @classmethod
+    def of(cls, cache: BeaconCache, run: Pass, like: torch.Tensor) -> _View:
+        """Look at a pass."""
+        step = run.step
+        most = step.slots
+        if run.ragged:
+            # A row with fewer beacons has padding, whose position is of no account.
+            rows = [one.positions + one.positions[-1:] * (most - one.slots) for one in run.steps]
+        else:
+            rows = [step.positions]
+        turn = cache.turn(torch.tensor(rows), like)
+        raw = torch.tensor(step.raw_slots, device=like.device)
+        raw_turn = tuple(wave[:, :, raw] for wave in turn)
+        beacons = slice(step.lead, step.lead + (step.beacons - 1) * step.period + 1, step.period)
+        beacon_turn = tuple(wave[:, :, beacons] for wave in turn) if step.beacons else None
+        last = step.raw_slots[-1]
+        return cls(
+            run,
+            raw_turn,  # type: ignore[arg-type]
+            beacon_turn,  # type: ignore[arg-type]
+            tuple(wave[:, :, last : last + 1] for wave in turn),  # type: ignore[arg-type]
+            max(one.start for one in run.steps) + last + 1,
+            like.device,
+        )
+
+    def spec(self, scale: float, last: bool = False) -> AttentionSpec:
+        """Return how queries attend; ``last`` = there is one, the last raw token's."""
+        if not self.run.ragged:
+            mask = None if last or self.run.step.expansion is None else _expansion(self.run, self.device)
+            return AttentionSpec(causal=True, scale=scale, mask=mask)
+        ends = [one.start + 1 for one in self.run.steps] if last else self.run.ends
+        counts = [1 if last else one.slots for one in self.run.steps]
+        mask = None if last or self.run.step.expansion is None else _expansion(self.run, self.device)
+        lengths, queries = (torch.tensor(numbers) for numbers in (ends, counts))
+        return AttentionSpec(causal=True, scale=scale, lengths=lengths, query_lengths=queries, mask=mask)
+
+
+def _moves(cache: BeaconCache, run: Pass, like: torch.Tensor) -> Iterator[Settling]:
+    """Yield how the slots of completed windows move: at once for rows that are alike, else row by row."""
+    rows = range(len(cache.plans))[run.rows]
+    wholes = [(run.rows, run.step)] if not run.ragged else []
+    single = [(slice(row, row + 1), step) for row, step in zip(rows, run.steps, strict=True)] if run.ragged else []
+    for which, step in wholes + single:
+        kept = step.survivors
+        if kept is not None:
+            turn = cache.turn(torch.arange(kept.at, kept.at + kept.beacons)[None], like)
+            yield Settling(which, step, turn, cache.rotary.inv_freq)
+
+
+def _expansion(run: Pass, device: torch.device) -> MaskFunction:
+    """Return step-expansion's mask: beacon j sees what came before the window and its first j * ratio raw tokens."""
+    columns = ("window", "start", "lead", "ratio", "expansion")
+    table = {name: torch.tensor([getattr(step, name) or 0 for step in run.steps], device=device) for name in columns}
+
+    def allowed(
+        batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        window, start, lead, ratio, previous = (table[name][batch] for name in columns)
+        number = query - lead + 1
+        share = key < window + number * ratio
+        beacons = (key >= start + lead) & ((previous > 0) | (key == start + query))
+        return (number < 1) | share | beacons
+
+    return allowed
