@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "commands.doctor:doctor",
         "show versions, processor features and the attention paths that work",
     ),
+    "demo": ("commands.demo:demo", "open the workbench in a browser, on this machine alone"),
     "tour": ("commands.tour:tour", "run every system's main job once and write out/tour/index.html"),
 }
 HELP = ("-h", "--help", "help")

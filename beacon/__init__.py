@@ -14,28 +14,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from beacon.backbones import BACKBONES as BACKBONES
+    from beacon.beacon_cache import BeaconCache as BeaconCache
     from beacon.budget import Budget as Budget
     from beacon.budget import parse_bytes as parse_bytes
     from beacon.cache import CompressedCache as CompressedCache
+    from beacon.config import BeaconConfig as BeaconConfig
+    from beacon.config import MemoryOptions as MemoryOptions
     from beacon.contract import ContractError as ContractError
     from beacon.contract import verify as verify
     from beacon.install import compressing as compressing
+    from beacon.install import installed as installed
     from beacon.ledger import Ledger as Ledger
     from beacon.methods import METHODS as METHODS
     from beacon.methods import method as method
+    from beacon.plan import RowPlan as RowPlan
     from beacon.reading import CHUNK as CHUNK
     from beacon.reading import read as read
-    from beacon.beacon_cache import BeaconCache as BeaconCache
-    from beacon.config import BeaconConfig as BeaconConfig
-    from beacon.weights import BeaconWeights as BeaconWeights
-    from beacon.config import MemoryOptions as MemoryOptions
-    from beacon.plan import RowPlan as RowPlan
-    from beacon.install import installed as installed
-    from beacon.backbones import BACKBONES as BACKBONES
     from beacon.saved import SavedCache as SavedCache
     from beacon.saved import fingerprint as fingerprint
     from beacon.saved import load_cache as load_cache
     from beacon.saved import save_cache as save_cache
+    from beacon.weights import BeaconWeights as BeaconWeights
 
 # Public name -> its module, imported when the name is first used.
 _HOME = {

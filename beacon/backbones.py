@@ -46,7 +46,9 @@ def backbone(model: Any) -> Backbone:
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in BACKBONES:
-        raise ValueError(f"Activation Beacon runs on {', '.join(BACKBONES)}, not on {kind}: its table has no row for it")
+        raise ValueError(
+            f"Activation Beacon runs on {', '.join(BACKBONES)}, not on {kind}: its table has no row for it"
+        )
     return BACKBONES[kind]
 
 
@@ -62,7 +64,7 @@ class Part:
     """of query and key heads"""
 
     def heads(self, projected: torch.Tensor, norm: int | None = None) -> torch.Tensor:
-        """Return a projection [batch, n, heads * d] as [batch, heads, n, d], normed if the model does (0 = q, 1 = k)."""
+        """Return a projection [batch, n, heads * d] as [batch, heads, n, d]; ``norm`` 0 = a query's, 1 = a key's."""
         split = projected.unflatten(2, (-1, self.attention.head_dim))
         if norm is not None and self.norms is not None:
             split = self.norms[norm](split)
@@ -73,10 +75,8 @@ def parts(decoder: Any, names: Backbone) -> list[Part]:
     """Return the layers of a decoder."""
     found = []
     for layer in getattr(decoder, names.layers):
-        attention = getattr(layer, names.attention)
+        attention, mlp = getattr(layer, names.attention), getattr(layer, names.mlp)
         norms = (attention.q_norm, attention.k_norm) if names.head_norms else None
-        found.append(
-            Part(getattr(layer, names.attention_norm), attention, getattr(layer, names.mlp_norm),
-                 getattr(layer, names.mlp), norms)  # fmt: skip
-        )
+        before = getattr(layer, names.attention_norm), getattr(layer, names.mlp_norm)
+        found.append(Part(before[0], attention, before[1], mlp, norms))
     return found

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from beacon.backbones import backbone
+from beacon.budget import Budget
 from beacon.config import BeaconConfig, MemoryOptions
+from beacon.int8 import Int8Slots
 from beacon.memory import GradientSlots, Pair, Pass, Slots
 from beacon.plan import RowPlan
 from beacon.ratios import SEED, Ratios, positions_known
 from beacon.request import RequestCache
 from flashcore.hf.cache import cache_bytes
-
-if TYPE_CHECKING:
-    from beacon.ledger import Ledger
 
 #: kinds of RoPE whose speeds depend on the length read so far
 _RESTLESS = ("dynamic", "longrope")
@@ -41,8 +41,6 @@ class BeaconCache(RequestCache):
         ValueError: an unknown architecture, or arguments that do not fit the windows.
     """
 
-    layers: list[Any]
-
     def __init__(
         self,
         model: Any,
@@ -55,8 +53,10 @@ class BeaconCache(RequestCache):
         seed: int = SEED,
     ) -> None:
         names, decoder = backbone(model), model.get_decoder()
-        super().__init__(layers=[Slots() for _ in getattr(decoder, names.layers)])
-        self.config, self.options = config, options or MemoryOptions()
+        options = options or MemoryOptions()
+        kind = Int8Slots if options.int8 else Slots
+        super().__init__(layers=[kind() for _ in getattr(decoder, names.layers)])
+        self.config, self.options = config, options
         # A copy: RoPE whose speeds change with the length must not change the model's.
         self.rotary = copy.deepcopy(getattr(decoder, names.rotary))
         self.restless = any(name in str(getattr(self.rotary, "rope_type", "")) for name in _RESTLESS)
@@ -67,8 +67,16 @@ class BeaconCache(RequestCache):
         self.plans: list[RowPlan] = []
         #: row -> embeddings [n, hidden] of a first window that was read without beacons (``lossless_short``)
         self.unmarked: dict[int, torch.Tensor] = {}
-        self._columns = 0
-        self.peak = 0
+        shape = model.config.get_text_config(decoder=True)
+        head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        self.token_bytes = 2 * shape.num_key_value_heads * head * model.dtype.itemsize
+        self.full = list(range(len(self.layers)))
+        self.method, self.budget, self.positions, self.probes = None, Budget(ratio=1), "compact", ()
+        #: fingerprint of the beacons that made what is held
+        self.made_by = ""
+        #: most slots that any row needed so far
+        self.most = 0
+        self._columns = self.peak = 0
 
     @property
     def columns(self) -> int:
@@ -96,6 +104,9 @@ class BeaconCache(RequestCache):
         Raises:
             ValueError: padding that is not on the left, or positions that are not the true ones.
         """
+        if self.probes:
+            self.probes = ()
+            raise ValueError("beacons are made without a question in mind: read the text without questions")
         new = self.new_tokens(columns, 0, mask, rows)
         self.offsets(new, columns, positions=positions)
         if not self.plans:
@@ -113,7 +124,9 @@ class BeaconCache(RequestCache):
         if self.options.int8:
             raise ValueError("gradients cannot flow through int8 memory: train without it")
         if any(self.seen):
-            raise ValueError("gradients need a cache that was begun with gradients: start from a new one, or use no_grad")
+            raise ValueError(
+                "gradients need a cache that was begun with gradients: start from a new one, or use no_grad"
+            )
         self.layers = [GradientSlots() for _ in self.layers]
 
     def turn(self, positions: torch.Tensor, like: torch.Tensor) -> Pair:
@@ -141,9 +154,16 @@ class BeaconCache(RequestCache):
         return torch.stack(texts)
 
     def finish(self, columns: int) -> None:
-        """Enter a call that has run."""
+        """Enter a call that has run, and check that the layers hold what the plans say.
+
+        Raises:
+            ContractError: a layer does not.
+        """
+        from beacon.beacon_contract import check_cache
+
         self._columns += columns
         self.peak = max(self.peak, cache_bytes(self))
+        check_cache(self)
 
     def abandon(self) -> None:
         """Forget a call that failed; the cache is then useless and says so."""
@@ -187,8 +207,59 @@ class BeaconCache(RequestCache):
             layer.reset()
         self.plans, self.unmarked, self._columns, self.peak = [], {}, 0, 0
 
-    def ledger(self) -> Ledger:
-        """Return the account: tokens seen, bytes before and after, what was kept."""
-        from beacon.ledger import take
+    @property
+    def rounding(self) -> float:
+        """Return by how much, relative to the largest number, kept slots may differ from what was computed."""
+        return 0.05 if self.options.int8 else 0.0
 
-        return take(self)
+    def quantisation_error(self) -> tuple[float, float] | None:
+        """Return the relative root-mean-square error of int8 keys and values so far; None if nothing is quantised."""
+        if not self.options.int8 or not any(float(layer.errors[0, 1]) for layer in self.layers):
+            return None
+        off, size = torch.stack([layer.errors for layer in self.layers]).sum(0).unbind(1)
+        keys, values = (off / size).sqrt().tolist()
+        return keys, values
+
+    def slots_of(self, layer_idx: int) -> tuple[int, ...]:
+        """Return how many slots each row holds; every layer holds the same."""
+        return tuple(self.held)
+
+    def true_positions(self, layer_idx: int) -> torch.Tensor:
+        """Return the true position of every slot, [rows, 1, slots], -1 for padding; a beacon has its last token's."""
+        rows = [torch.tensor(plan.tokens(), dtype=torch.int32) for plan in self.plans]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)[:, None]
+
+    def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the tensors and the facts that a file of this cache holds."""
+        tensors = {f"unmarked.{row}": text for row, text in self.unmarked.items()}
+        for index, layer in enumerate(self.layers):
+            tensors |= {f"{name}.{index}": tensor for name, tensor in layer.pack(self.plans[0]).items()}
+        return tensors, {
+            "config": self.config.to_hf(),
+            "options": asdict(self.options),
+            "books": {
+                "expected": self.first.expected,
+                "columns": self._columns,
+                "rows": [x.pack() for x in self.plans],
+            },
+            "beacons": self.made_by,
+            "most": self.most,
+            "peak": self.peak,
+        }
+
+    def unpack(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Take over what ``pack`` returned."""
+        books = facts["books"]
+        self.made_by, self.most, self.peak, self._columns = (
+            facts["beacons"], facts["most"], facts["peak"], books["columns"],
+        )  # fmt: skip
+        self.plans = [self.first.copy() for _ in books["rows"]]
+        for plan, row in zip(self.plans, books["rows"], strict=True):
+            plan.unpack(row)
+        for name, tensor in tensors.items():
+            if name.startswith("unmarked."):
+                self.unmarked[int(name.removeprefix("unmarked."))] = tensor
+        for index, layer in enumerate(self.layers):
+            own = {name.split(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(f".{index}")}
+            own.pop("unmarked", None)
+            layer.unpack(own)

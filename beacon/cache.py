@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -16,9 +16,6 @@ from beacon.schedule import Schedule, Step
 from beacon.turns import Turns
 from flashcore import AttentionSpec
 from flashcore.hf.cache import GROWTH, cache_bytes
-
-if TYPE_CHECKING:
-    from beacon.ledger import Ledger
 
 Positions = Literal["original", "compact"]
 
@@ -42,7 +39,7 @@ class CompressedCache(RequestCache):
         ValueError: a model without full-attention layers, RoPE that cannot be re-rotated, or full with a real budget.
     """
 
-    layers: list[Any]
+    method: Method
 
     def __init__(
         self,
@@ -78,16 +75,13 @@ class CompressedCache(RequestCache):
         super().__init__(layers=layers)
         self.method, self.budget, self.positions = method, budget, positions
         self.turns = _turns(model, config, layers) if positions == "compact" and not budget.keeps_all else {}
-        #: bytes of one token's keys and values in one layer
         self.token_bytes, index = _sizes(config, model.dtype.itemsize, method.remembers)
         fixed = sum((layer.sliding_window - 1) * self.token_bytes for layer in layers if isinstance(layer, WindowLayer))
         slot = len(self.full) * (self.token_bytes + index)
         shares = method.shares(len(self.full))
         self.schedule = Schedule(budget, shares, method.minimum, slot, fixed, bool(self.turns), expected)
-        #: lengths of the questions at the end of the next forward pass's tokens; set by ``beacon.read``
-        self.probes: tuple[int, ...] = ()
+        self.probes = ()
         self.step: Step | None = None
-        #: largest number of bytes held at any moment, joined chunks included
         self.peak = 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -208,11 +202,14 @@ class CompressedCache(RequestCache):
                 layer.cumulative_length = columns
         self.schedule.forget()
 
-    def ledger(self) -> Ledger:
-        """Return the account: tokens seen, bytes before and after, what was kept."""
-        from beacon.ledger import take
+    def slots_of(self, layer_idx: int) -> tuple[int, ...]:
+        """Return how many slots each row holds in a compressed layer."""
+        return tuple(self.schedule.slots[self.layers[layer_idx].index]) if self.seen else ()
 
-        return take(self)
+    def index_bytes(self, layer_idx: int) -> int:
+        """Return the bytes of a layer's true positions, and of its scores if the method remembers them."""
+        layer = self.layers[layer_idx]
+        return int(layer.ranked.nbytes + (0 if layer.scores is None else layer.scores.nbytes))
 
     def true_positions(self, layer_idx: int) -> torch.Tensor:
         """Return the true position of every slot of a compressed layer, [batch, kv_heads, slots], -1 for padding."""
@@ -221,6 +218,45 @@ class CompressedCache(RequestCache):
         heads, held = (1, 0) if empty else layer.keys.shape[1:3]
         positions: torch.Tensor = layer.positions(self.schedule.seen, [0] * len(self.schedule.seen), held, heads)
         return positions
+
+    def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the tensors and the facts that a file of this cache holds."""
+        tensors = {}
+        for index, layer in enumerate(self.layers):
+            for name in ("keys", "values", "ranked", "scores"):
+                tensor = getattr(layer, name, None)
+                if tensor is not None and tensor.ndim > 1:
+                    tensors[f"{name}.{index}"] = tensor
+        books = ("expected", "columns", "seen", "slots", "next_position")
+        windows = {index: x.cumulative_length for index, x in enumerate(self.layers) if isinstance(x, WindowLayer)}
+        return tensors, {
+            "books": {name: getattr(self.schedule, name) for name in books},
+            "windows": windows,
+            "peak": self.peak,
+        }
+
+    def unpack(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Take over what ``pack`` returned."""
+        vars(self.schedule).update(facts["books"])
+        self.peak = facts["peak"]
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, WindowLayer):
+                layer.cumulative_length = facts["windows"][str(index)]
+            if not any(held[0] for held in self.schedule.slots):
+                continue  # everything was forgotten
+            keys, values = (tensors[f"{name}.{index}"] for name in ("keys", "values"))
+            layer.lazy_initialization(keys, values)
+            if isinstance(layer, CompressedLayer):
+                layer.write(keys, values)
+            else:
+                layer.keys, layer.values = keys, values
+            for name in ("ranked", "scores"):
+                if f"{name}.{index}" in tensors:
+                    setattr(
+                        layer,
+                        name,
+                        tensors[f"{name}.{index}"].cpu() if name == "ranked" else tensors[f"{name}.{index}"],
+                    )
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Take these rows, in this order."""

@@ -14,7 +14,7 @@ _PROJECTIONS = "qkvo"
 
 @dataclass(frozen=True)
 class BeaconConfig:
-    """Windows, ratios and beacons (arXiv 2401.03462 v3, section 3); field names are those of config.json less ``beacon_``.
+    """Windows, ratios and beacons (arXiv 2401.03462 v3, section 3); fields are config.json's without ``beacon_``.
 
     Raises:
         ValueError: a value or a combination that cannot run, with what to choose instead.
@@ -67,7 +67,9 @@ class BeaconConfig:
             raise ValueError("beacon_attn segmentation never worked in the reference: choose full-coverage")
         for name, kind in (("attn", Scheme), ("pos", Placement), ("embed_init", Literal["eos", "bos"])):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"beacon_{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"beacon_{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )
         if self.attn == "step-expansion" and self.pos != "append":
             raise ValueError("beacon_attn step-expansion needs beacon_pos append: interleaved, its mask is undefined")
         if any(not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 0 for ratio in self.ratio):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from beacon.cache import CompressedCache
     from beacon.schedule import Step
 
-Make = Callable[..., "CompressedCache"]
+Make = Callable[..., Any]
 #: largest difference, relative to the largest number, that rounding explains
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
 #: part of the kept slots that near-ties, decided by rounding, may change
@@ -101,10 +101,10 @@ def verify(model: Any, ids: Sequence[int], make: Make) -> list[str]:
 def _plain(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "ratio 1 is the plain model"
     half = text.shape[1] // 2
-    wanted = model(text, past_key_values=_dense(model)).logits
+    wanted = model(text, past_key_values=dense(model)).logits
     cache = make(ratio=1)
     got = torch.cat([model(part, past_key_values=cache).logits for part in text.split(half, dim=1)], dim=1)
-    _equal(name, got, wanted, "logits with nothing dropped")
+    equal(name, got, wanted, "logits with nothing dropped")
     yield name
 
 
@@ -112,10 +112,10 @@ def _bytes(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "bytes fell on every sample"
     half = text.shape[1] // 2
     cache = make(slots=half)
-    _read(model, _batch(text), cache, half)
-    dense = _dense(model)
-    model(**_batch(text), past_key_values=dense)
-    held, whole = (sum(_layer_bytes(x.layers[index]) for index in cache.full) for x in (cache, dense))
+    read(model, batch(text), cache, half)
+    full = dense(model)
+    model(**batch(text), past_key_values=full)
+    held, whole = (sum(_layer_bytes(x.layers[index]) for index in cache.full) for x in (cache, full))
     if held > whole * 3 / 4:
         raise ContractError(name, f"the cache holds {held:,} bytes, the full one {whole:,}; half was allowed")
     for row, seen in enumerate(cache.seen):
@@ -127,11 +127,11 @@ def _bytes(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
 
 def _content(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "a slot is the token it claims to be"
-    cache, dense = make(slots=text.shape[1] // 2), _dense(model)
+    cache, full = make(slots=text.shape[1] // 2), dense(model)
     model(text, past_key_values=cache)
-    model(text, past_key_values=dense)
+    model(text, past_key_values=full)
     for index in cache.full:
-        got, whole = cache.layers[index], dense.layers[index]
+        got, whole = cache.layers[index], full.layers[index]
         at = cache.true_positions(index)[0].long()
         for head, positions in enumerate(at):
             places = positions.to(text.device)
@@ -140,21 +140,21 @@ def _content(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
                 count, after = len(positions), cache.schedule.next_position[0]
                 keys = rope.rerotate(keys, places, torch.arange(after - count, after), cache.turns[index].inv_freq)
             for what, mine, own in (("keys", got.keys, keys), ("values", got.values, values)):
-                _equal(name, mine[:1, head : head + 1], own, f"{what} of layer {index}, head {head}")
+                equal(name, mine[:1, head : head + 1], own, f"{what} of layer {index}, head {head}")
     yield name
 
 
 def _next(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "true positions"
-    cache, dense = make(slots=text.shape[1] // 2), _dense(model)
+    cache, full = make(slots=text.shape[1] // 2), dense(model)
     model(text, past_key_values=cache)
     held = max(cache.layers[index].keys.shape[2] for index in cache.full)
     at = held if cache.positions == "compact" else text.shape[1]
     token = text[:, :1]
     model(token, past_key_values=cache)
-    model(token, position_ids=torch.tensor([[at]], device=text.device), past_key_values=dense)
-    got, wanted = cache.layers[0].keys[:, :, -1], dense.layers[0].keys[:, :, -1]
-    _equal(name, got, wanted, f"the key of the next token, to stand at position {at},")
+    model(token, position_ids=torch.tensor([[at]], device=text.device), past_key_values=full)
+    got, wanted = cache.layers[0].keys[:, :, -1], full.layers[0].keys[:, :, -1]
+    equal(name, got, wanted, f"the key of the next token, to stand at position {at},")
     yield name
 
 
@@ -168,21 +168,21 @@ def _prefix(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     got = model(suffix, past_key_values=cache).logits
     first = 0 if cache.positions == "compact" else cut
     at = torch.arange(first, first + suffix.shape[1], device=text.device)[None]
-    wanted = model(suffix, position_ids=at, past_key_values=_dense(model)).logits
-    _equal(name, got, wanted, f"logits of a suffix at positions {first}…{first + suffix.shape[1] - 1}")
+    wanted = model(suffix, position_ids=at, past_key_values=dense(model)).logits
+    equal(name, got, wanted, f"logits of a suffix at positions {first}…{first + suffix.shape[1] - 1}")
     yield name
 
 
 def _rows(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
     name = "a row is itself in any batch"
-    batch = _batch(text)
-    short = text[:, : int(batch["attention_mask"][1].sum())]
+    padded = batch(text)
+    short = text[:, : int(padded["attention_mask"][1].sum())]
     both, alone = (make(slots=text.shape[1] // 3) for _ in range(2))
     next_token, first = text[:, :1], text.shape[1] // 2
-    _read(model, batch, both, first)
+    read(model, padded, both, first)
     # The same chunks for the row alone: what is dropped depends on where chunks end.
-    _read(model, {"input_ids": short}, alone, first - (text.shape[1] - short.shape[1]))
-    got = model(next_token.expand(2, 1), past_key_values=both, attention_mask=_longer(batch)).logits[1]
+    read(model, {"input_ids": short}, alone, first - (text.shape[1] - short.shape[1]))
+    got = model(next_token.expand(2, 1), past_key_values=both, attention_mask=longer(padded)).logits[1]
     wanted = model(next_token, past_key_values=alone).logits[0]
     others = 0
     for index in both.full:
@@ -191,16 +191,16 @@ def _rows(model: Any, text: torch.Tensor, make: Make) -> Iterator[str]:
         if len(mine ^ own) > _TIES * len(own):
             raise ContractError(name, f"layer {index} keeps other tokens of a row in a batch than of the row alone")
     if not others:
-        _equal(name, got, wanted, "logits of a row in a batch")
+        equal(name, got, wanted, "logits of a row in a batch")
     yield name
 
 
-def _dense(model: Any) -> Any:
+def dense(model: Any) -> Any:
     """Return a fresh uncompressed cache."""
     return DynamicCache(config=model.config)
 
 
-def _batch(text: torch.Tensor) -> dict[str, torch.Tensor]:
+def batch(text: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the text and its first three quarters as a left-padded batch."""
     pad = text.shape[1] // 4
     ids = text.repeat(2, 1)
@@ -210,19 +210,19 @@ def _batch(text: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _longer(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def longer(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the mask of a batch after one more token."""
-    return torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+    return torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
 
 
-def _read(model: Any, batch: dict[str, torch.Tensor], cache: CompressedCache, first: int) -> None:
+def read(model: Any, inputs: dict[str, torch.Tensor], cache: Any, first: int) -> None:
     """Run a batch through the model in two chunks, the first of ``first`` columns."""
-    columns = batch["input_ids"].shape[1]
+    columns = inputs["input_ids"].shape[1]
     for begin, end in ((0, first), (first, columns)):
-        inputs: dict[str, torch.Tensor] = {"input_ids": batch["input_ids"][:, begin:end]}
-        if "attention_mask" in batch:
-            inputs["attention_mask"] = batch["attention_mask"][:, :end]
-        model(**inputs, past_key_values=cache)
+        part = {"input_ids": inputs["input_ids"][:, begin:end]}
+        if "attention_mask" in inputs:
+            part["attention_mask"] = inputs["attention_mask"][:, :end]
+        model(**part, past_key_values=cache)
 
 
 def _pairs(positions: torch.Tensor) -> set[tuple[int, int]]:
@@ -235,10 +235,10 @@ def _layer_bytes(layer: Any) -> int:
     return int(layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes())
 
 
-def _equal(name: str, got: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
-    """Raise unless two tensors differ by rounding only."""
+def equal(name: str, got: torch.Tensor, wanted: torch.Tensor, what: str, rounding: float = 0.0) -> None:
+    """Raise unless two tensors differ by rounding only, ``rounding`` of the largest number included."""
     difference = float((got.float() - wanted.float()).abs().max())
     scale = float(wanted.float().abs().max())
     # Written so that NaN does not pass.
-    if not difference <= _TOLERANCE.get(wanted.dtype, 6e-2) * scale:
-        raise ContractError(name, f"{what} differ from the plain model's by {difference:.3g} of {scale:.3g}")
+    if not difference <= max(rounding, _TOLERANCE.get(wanted.dtype, 6e-2)) * scale:
+        raise ContractError(name, f"{what} differ from what they must be by {difference:.3g} of {scale:.3g}")

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 import torch
 
 
-def merge(
-    out: torch.Tensor, raw: torch.Tensor, beacons: torch.Tensor | None, lead: int, period: int
-) -> torch.Tensor:
+def merge(out: torch.Tensor, raw: torch.Tensor, beacons: torch.Tensor | None, lead: int, period: int) -> torch.Tensor:
     """Fill ``out`` [batch, heads, n + k, d] from ``raw`` [batch, heads, n, d] and ``beacons`` [batch, heads, k, d].
 
     >>> raw, beacons = torch.arange(5.0).view(1, 1, 5, 1), -torch.ones(1, 1, 2, 1)

@@ -89,11 +89,15 @@ def installed(
     decoder = model.get_decoder()
     weights = BeaconWeights.initialised(model, config) if weights is None else weights
     if weights.config.param != config.param:
-        raise ValueError(f"the beacon weights have projections {weights.config.param}, the config asks for {config.param}")
-    if isinstance(vars(decoder).get("forward"), WindowReader):
+        raise ValueError(
+            f"the beacon weights have projections {weights.config.param}, the config asks for {config.param}"
+        )
+    if has_beacons(model):
         raise ValueError("beacons are installed on this model already: leave the other block first")
     if model.training and getattr(model.config, "attention_dropout", 0):
-        raise ValueError(f"attention dropout is not supported, the model has {model.config.attention_dropout}: set it to 0")
+        raise ValueError(
+            f"attention dropout is not supported, the model has {model.config.attention_dropout}: set it to 0"
+        )
     reader = WindowReader(model, names, config, weights, options or MemoryOptions())
     before = vars(decoder).get("forward")
 
@@ -111,6 +115,11 @@ def installed(
             del decoder.forward
         else:
             decoder.forward = before
+
+
+def has_beacons(model: Any) -> bool:
+    """Say whether beacons are installed on a model."""
+    return isinstance(vars(model.get_decoder()).get("forward"), WindowReader)
 
 
 def _begin(decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from flashcore.hf.cache import cache_bytes
 
 if TYPE_CHECKING:
-    from beacon.cache import CompressedCache
+    from beacon.request import RequestCache
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PARTS = 10
@@ -100,7 +100,7 @@ class Ledger:
         return "\n".join(lines)
 
 
-def take(cache: CompressedCache) -> Ledger:
+def take(cache: RequestCache) -> Ledger:
     """Return the account of a cache as it stands (``cache.ledger()``)."""
     seen = cache.seen
     token = cache.token_bytes
@@ -112,9 +112,8 @@ def take(cache: CompressedCache) -> Ledger:
             window = min(max(seen, default=0), layer.sliding_window - 1)
             entries.append(LayerEntry(number, "sliding", (), held, len(seen) * window * token, None))
             continue
-        slots = tuple(cache.schedule.slots[layer.index]) if seen else ()
-        positions = cache.true_positions(number)
-        index_bytes += layer.ranked.nbytes + (0 if layer.scores is None else layer.scores.nbytes)
+        slots, positions = cache.slots_of(number), cache.true_positions(number)
+        index_bytes += cache.index_bytes(number)
         for row, count in enumerate(seen):
             real = positions[row][positions[row] >= 0]
             histogram += torch.bincount(real.long() * _PARTS // max(1, count), minlength=_PARTS)[:_PARTS]
@@ -123,7 +122,7 @@ def take(cache: CompressedCache) -> Ledger:
         entries.append(LayerEntry(number, "full", slots, held, sum(seen) * token, span))
     total = float(histogram.sum())
     return Ledger(
-        method=cache.method.name,
+        method=cache.method.name if cache.method else "beacon",
         budget=str(cache.budget),
         positions=cache.positions,
         tokens_seen=tuple(seen),

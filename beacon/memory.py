@@ -6,7 +6,7 @@ kept unrotated until then, are rotated to their final place, and raw tokens go. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from beacon.grid import merge
-from beacon.plan import WindowStep
+from beacon.plan import RowPlan, Survivors, WindowStep
 from flashcore import rope
 from flashcore.hf.cache import GROWTH, writable
 
@@ -48,6 +48,7 @@ class Settling:
 
     rows: slice
     step: WindowStep
+    kept: Survivors
     turn: Pair
     """cos and sin [1, 1, beacons, d] of the beacons' final positions"""
     inv_freq: torch.Tensor
@@ -56,8 +57,7 @@ class Settling:
     @property
     def sources(self) -> slice:
         """Return where the beacons stand before."""
-        kept = self.step.survivors
-        assert kept is not None  # noqa: S101 - made for completed windows only
+        kept = self.kept
         first = self.step.window + kept.first
         return slice(first, first + (kept.beacons - 1) * kept.period + 1, kept.period)
 
@@ -126,10 +126,8 @@ class Slots(CacheLayerMixin):
             move: where its slots go.
             plain: unrotated keys [b, kv_heads, k, d] of the beacons of the step itself, or None.
         """
-        kept = move.step.survivors
+        kept = move.kept
         keys, values = (buffer[move.rows] for buffer in self.held())
-        if kept is None:
-            return
         after = kept.at + kept.beacons
         raw = self.moved_raw(move, keys, values, after)
         if kept.beacons:
@@ -148,8 +146,8 @@ class Slots(CacheLayerMixin):
 
     def moved_raw(self, move: Settling, keys: torch.Tensor, values: torch.Tensor, at: int) -> Pair | None:
         """Return the raw slots that stay of a window, turned to ``at`` and after; None if they stay where they are."""
-        kept = move.step.survivors
-        if kept is None or not kept.raw or move.step.window + kept.raw[0] == at:
+        kept = move.kept
+        if not kept.raw or move.step.window + kept.raw[0] == at:
             return None
         old = torch.tensor([move.step.window + place for place in kept.raw])
         places = old.to(keys.device)
@@ -172,6 +170,31 @@ class Slots(CacheLayerMixin):
         if self.keys is None or self.values is None:
             raise ValueError("the layer holds nothing yet")
         return self.keys, self.values
+
+    def view(self, row: int, plan: RowPlan) -> Pair:
+        """Return what a row holds, [1, kv_heads, held, d] each."""
+        keys, values = self.held()
+        return keys[row : row + 1, :, : plan.held], values[row : row + 1, :, : plan.held]
+
+    def sizes(self) -> Iterator[tuple[str, int, int, int]]:
+        """Yield name, rows, slots and spare slots of what is held, to be compared with the plans."""
+        for name in ("keys", "values"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                yield name, tensor.shape[0], tensor.shape[2], GROWTH
+
+    def pack(self, plan: RowPlan) -> dict[str, torch.Tensor]:
+        """Return what is to be saved of a cache of one row."""
+        slots = plan.held
+        tensors = {"keys": self.keys, "values": self.values}
+        held = {name: tensor[:, :, :slots] for name, tensor in tensors.items() if tensor is not None and slots}
+        return held | ({} if self.fresh is None else {"fresh": self.fresh})
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what ``pack`` returned."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+        self.is_initialized = bool(tensors)
 
     def copy_to(self, other: Slots) -> None:
         """Give another layer a copy of the content."""
@@ -255,10 +278,8 @@ class GradientSlots(Slots):
 
     def settle(self, move: Settling, plain: torch.Tensor | None) -> None:
         """Let go of a completed window."""
-        kept = move.step.survivors
+        kept = move.kept
         keys, values = self.held()
-        if kept is None:
-            return
         pieces: list[Sequence[torch.Tensor]] = [(keys[:, :, : kept.at], values[:, :, : kept.at])]
         raw = self.moved_raw(move, keys, values, kept.at + kept.beacons)
         if kept.beacons:

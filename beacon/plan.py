@@ -12,9 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.ratios import Ratios
+
+_STATE = (
+    *("skip_first", "skip_last", "seen", "sink", "memory", "tail", "open_raw", "open_beacons"),
+    *("windows", "ratio", "remainder", "window_lead", "spans"),
+)
+_CHOSEN = ("fixed", "taken", "kept_one", "turn")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class WindowStep:
     """position of the first new slot: slots held before"""
     window: int
     """position of the first slot of the window"""
+    border: int
+    """slots of sink and memory, which come first"""
     ratio: int | None
     """of the window; None where it has not been chosen, 0 where every slot stays"""
     open_beacons: int
@@ -118,7 +127,7 @@ class RowPlan:
     """
 
     config: BeaconConfig
-    options: MemoryOptions = MemoryOptions()
+    options: MemoryOptions = field(default_factory=MemoryOptions)
     ratios: Ratios = None  # type: ignore[assignment]
     expected: int = 0
     """tokens of the whole text if known, for adapt-N; else what was received when the first window chooses"""
@@ -139,8 +148,10 @@ class RowPlan:
     ratio: int | None = None
     """of the open window"""
     remainder: int = 0
-    window_lead: int = field(default=0)
+    window_lead: int = 0
     """place of the open window's first beacon"""
+    spans: tuple[tuple[int, int, int], ...] = ()
+    """(first token, tokens apart, slots): where sink and memory come from; a beacon counts as the token before it"""
 
     def __post_init__(self) -> None:
         """Check what depends on several fields.
@@ -208,6 +219,7 @@ class RowPlan:
             period=1 if append else (ratio or 0) + 1,
             start=start,
             window=self.window,
+            border=self.sink + self.memory,
             ratio=ratio,
             open_beacons=self.open_beacons,
             remainder=remainder,
@@ -220,12 +232,18 @@ class RowPlan:
         """Enter a forward pass that has run."""
         self.open_raw += step.raw - step.again
         self.seen += step.raw - step.again
+        begun = self.seen - self.open_raw
         if step.beacons and not self.open_beacons:
             self.window_lead = step.start - step.window + step.lead
         self.open_beacons += step.beacons
         self.ratio, self.remainder = step.ratio, step.remainder
         kept = step.survivors
         if kept is not None:
+            whole = (begun, 1, kept.sink + (0 if step.ratio else kept.memory))
+            # Up to the first interleaved beacon there are as many raw tokens as slots; appended ones follow them all.
+            before = step.ratio if self.config.pos == "append" else kept.first
+            beacons = (begun + (before or 0) - 1, step.ratio or 1, kept.beacons)
+            self.spans += tuple(span for span in (whole, beacons) if span[2])
             self.sink += kept.sink
             self.memory += kept.memory
             self.tail = kept.beacons + len(kept.raw) - kept.memory
@@ -240,6 +258,46 @@ class RowPlan:
             most, pending = max(most, step.start + step.slots), pending - (step.raw - step.again)
             row.commit(step)
         return most
+
+    def tokens(self) -> list[int]:
+        """Return the true position of each slot held; a beacon's is that of the raw token before it.
+
+        >>> row = RowPlan(BeaconConfig(window=4, stride=4, ratio=(2,)))
+        >>> for pending in (10, 6, 2):
+        ...     row.commit(row.plan(pending))
+        >>> row.tokens()
+        [1, 3, 5, 7, 8, 9, 9]
+        """
+        held = [token for first, apart, slots in self.spans for token in range(first, first + apart * slots, apart)]
+        begun = self.seen - self.open_raw
+        held += range(begun - self.tail, begun)
+        beacons = set(range(self.window_lead, self.window_lead + self.open_beacons * self.period, self.period))
+        token = begun - 1
+        for place in range(self.open_raw + self.open_beacons):
+            token += place not in beacons
+            held.append(token)
+        return held
+
+    @property
+    def period(self) -> int:
+        """Return the slots from one beacon of the open window to the next."""
+        return 1 if self.config.pos == "append" else (self.ratio or 0) + 1
+
+    def pack(self) -> dict[str, Any]:
+        """Return the state as JSON values."""
+        own = {name: getattr(self, name) for name in _STATE}
+        chosen = {name: getattr(self.ratios, name) for name in _CHOSEN}
+        return {**own, "ratios": {**chosen, "rng": self.ratios.rng.bit_generator.state}}
+
+    def unpack(self, state: dict[str, Any]) -> None:
+        """Take over what ``pack`` returned."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.spans = tuple((first, apart, slots) for first, apart, slots in state["spans"])
+        for name in _CHOSEN:
+            setattr(self.ratios, name, state["ratios"][name])
+        self.ratios.turn = tuple(self.ratios.turn)
+        self.ratios.rng.bit_generator.state = state["ratios"]["rng"]
 
     def copy(self) -> RowPlan:
         """Return independent books with the same entries."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
-from beacon.cache import CompressedCache
-from beacon.install import compressing
+from beacon.request import RequestCache
 from longllm import LoadedModel, Prefix
 
 #: Large, because every chunk is read with all questions and ends with an eviction; the activations of 2,048 tokens
@@ -21,12 +21,12 @@ CHUNK = 2048
 def read(
     loaded: LoadedModel,
     ids: Sequence[int],
-    cache: CompressedCache,
+    cache: RequestCache,
     *,
     questions: Sequence[Sequence[int]] = (),
     chunk: int = CHUNK,
     progress: bool = False,
-    after_chunk: Callable[[CompressedCache], None] | None = None,
+    after_chunk: Callable[[RequestCache], None] | None = None,
 ) -> Prefix:
     """Read ``ids`` into ``cache`` and return both as a prefix that ``longllm.stream`` can go on from.
 
@@ -60,7 +60,8 @@ def read(
     # disable=None: no bar where stderr is not a terminal.
     bar = tqdm(total=len(ids), initial=start, desc="reading", unit="tok", disable=None if progress else True,
                file=sys.stderr, leave=False)  # fmt: skip
-    with bar, compressing(loaded.model), torch.inference_mode():
+    running = cache.method.running(loaded.model) if cache.method else contextlib.nullcontext()
+    with bar, running, torch.inference_mode():
         for begin in range(start, len(ids), chunk):
             part = ids[begin : begin + chunk]
             cache.probes = tuple(map(len, questions))

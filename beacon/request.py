@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
 import torch
 from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from beacon.budget import Budget
+    from beacon.ledger import Ledger
+    from beacon.methods.base import Method
+    from longllm import LoadedModel
 
 
 class RequestCache(Cache):
@@ -12,6 +21,20 @@ class RequestCache(Cache):
     ``get_seq_length()`` is the number of columns seen (padding included), so that code which derives a position from it
     is right all the same; positions handed to the model are checked against the true ones.
     """
+
+    layers: list[Any]
+    #: indices of the layers that are compressed
+    full: list[int]
+    #: None: made by hand, under no name
+    method: Method | None
+    budget: Budget
+    positions: Literal["original", "compact"]
+    #: bytes of one token's keys and values in one layer
+    token_bytes: int
+    #: lengths of the questions at the end of the next forward pass's tokens; set by ``beacon.read``
+    probes: tuple[int, ...]
+    #: largest number of bytes held at any moment
+    peak: int
 
     @property
     def columns(self) -> int:
@@ -22,6 +45,38 @@ class RequestCache(Cache):
     def seen(self) -> list[int]:
         """Return how many real tokens each row has seen: the true position of its next token."""
         raise NotImplementedError
+
+    def slots_of(self, layer_idx: int) -> tuple[int, ...]:
+        """Return how many slots each row holds in a compressed layer."""
+        raise NotImplementedError
+
+    def true_positions(self, layer_idx: int) -> torch.Tensor:
+        """Return the true position of every slot of a compressed layer, [rows, kv_heads or 1, slots], -1 = padding."""
+        raise NotImplementedError
+
+    def index_bytes(self, layer_idx: int) -> int:
+        """Return the bytes of what a layer notes of its slots beside keys and values."""
+        return 0
+
+    def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the tensors and the facts (JSON values) that a file of this cache holds."""
+        raise NotImplementedError
+
+    def unpack(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Take over what ``pack`` returned, in a cache made with the same settings."""
+        raise NotImplementedError
+
+    def ledger(self) -> Ledger:
+        """Return the account: tokens seen, bytes before and after, what was kept."""
+        from beacon.ledger import take
+
+        return take(self)
+
+    def save(self, path: str | os.PathLike[str], loaded: LoadedModel, ids: tuple[int, ...], **notes: Any) -> None:
+        """Write this cache of one row to a file; arguments and errors as ``beacon.save_cache``."""
+        from beacon.saved import save_cache
+
+        save_cache(path, loaded, ids, self, **notes)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the columns seen (padding included): what ``generate`` cuts its input by. Not a number of slots."""

@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from beacon.budget import Budget
-from beacon.cache import CompressedCache
-from beacon.layers import CompressedLayer, WindowLayer
 from beacon.methods import method as method_by_name
+from beacon.request import RequestCache
 from longllm import LoadedModel
 
 _FORMAT = "longscope compressed cache 1"
@@ -31,7 +30,7 @@ class SavedCache:
 
     ids: tuple[int, ...]
     """the text, as token ids; the cache may have seen only its beginning if reading was interrupted"""
-    cache: CompressedCache
+    cache: RequestCache
     notes: dict[str, Any]
     """what the writer noted: document, questions it was read for"""
 
@@ -53,8 +52,13 @@ def fingerprint(model: Any) -> str:
     (16, False)
     """
     config = model.config.get_text_config(decoder=True)
-    digest = hashlib.sha256(f"{config.model_type} {getattr(config, 'rope_parameters', None)}".encode())
-    for name, weight in sorted(model.named_parameters()):
+    return weights_name(model, f"{config.model_type} {getattr(config, 'rope_parameters', None)}")
+
+
+def weights_name(module: torch.nn.Module, label: str) -> str:
+    """Return a hash of a label and of samples of every parameter."""
+    digest = hashlib.sha256(label.encode())
+    for name, weight in sorted(module.named_parameters()):
         values = weight.detach().flatten()
         sample = values[:: max(1, len(values) // _SAMPLE)][:_SAMPLE].double().cpu()
         digest.update(f"{name} {list(weight.shape)}".encode() + sample.numpy().tobytes())
@@ -62,7 +66,7 @@ def fingerprint(model: Any) -> str:
 
 
 def save_cache(
-    path: str | os.PathLike[str], loaded: LoadedModel, ids: tuple[int, ...], cache: CompressedCache, **notes: Any
+    path: str | os.PathLike[str], loaded: LoadedModel, ids: tuple[int, ...], cache: RequestCache, **notes: Any
 ) -> None:
     """Write a cache of one row with the text it stands for; an old file is replaced only by a complete new one.
 
@@ -79,22 +83,16 @@ def save_cache(
     """
     if len(cache.seen) != 1:
         raise ValueError(f"a cache to be saved has one row and has read something, this one has {len(cache.seen)} rows")
-    tensors = {"ids": torch.tensor(ids, dtype=torch.int32)}
-    for index, layer in enumerate(cache.layers):
-        for name in ("keys", "values", "ranked", "scores"):
-            tensor = getattr(layer, name, None)
-            if tensor is not None and tensor.ndim > 1:
-                tensors[f"{name}.{index}"] = tensor.detach().cpu().contiguous()
-    books = cache.schedule
+    held, own = cache.pack()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
+    tensors["ids"] = torch.tensor(ids, dtype=torch.int32)
     facts = {
         "model": {"name": loaded.name, "fingerprint": fingerprint(loaded.model), "dtype": str(loaded.dtype)},
-        "method": {"name": cache.method.name, **asdict(cache.method)},
+        "method": {"name": cache.method.name, **asdict(cache.method)} if cache.method else None,
         "budget": asdict(cache.budget),
         "positions": cache.positions,
-        "books": {name: getattr(books, name) for name in ("expected", "columns", "seen", "slots", "next_position")},
-        "windows": {index: x.cumulative_length for index, x in enumerate(cache.layers) if isinstance(x, WindowLayer)},
-        "peak": cache.peak,
         "notes": notes,
+        **own,
     }
     target = Path(path).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,30 +143,20 @@ def load_cache(path: str | os.PathLike[str], loaded: LoadedModel) -> SavedCache:
         raise ValueError(f"{source} is damaged or no cache file (it lacks {missing}); read again") from missing
 
 
-def _rebuilt(facts: dict[str, Any], tensors: dict[str, torch.Tensor], loaded: LoadedModel) -> CompressedCache:
+def _rebuilt(facts: dict[str, Any], tensors: dict[str, torch.Tensor], loaded: LoadedModel) -> RequestCache:
     """Return the cache that a file describes."""
     method, budget = facts["method"], Budget(**facts["budget"])
-    cache = CompressedCache(
-        loaded.model,
-        method_by_name(method.pop("name"), **method),
-        budget,
-        positions=facts["positions"],
-        expected=facts["books"]["expected"],
-    )
-    vars(cache.schedule).update(facts["books"])
-    cache.peak = facts["peak"]
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, WindowLayer):
-            layer.cumulative_length = facts["windows"][str(index)]
-        if not any(held[0] for held in cache.schedule.slots):
-            continue  # everything was forgotten
-        keys, values = (tensors[f"{name}.{index}"].to(loaded.device) for name in ("keys", "values"))
-        layer.lazy_initialization(keys, values)
-        if isinstance(layer, CompressedLayer):
-            layer.write(keys, values)
-        else:
-            layer.keys, layer.values = keys, values
-        for name in ("ranked", "scores"):
-            if f"{name}.{index}" in tensors:
-                setattr(layer, name, tensors[f"{name}.{index}"])
+    cache: RequestCache
+    if method is None:
+        from beacon.beacon_cache import BeaconCache
+        from beacon.config import BeaconConfig, MemoryOptions
+
+        cache = BeaconCache(loaded.model, BeaconConfig.from_hf(facts["config"]), MemoryOptions(**facts["options"]))
+    else:
+        made_by = method_by_name(method.pop("name"), **method)
+        expected = facts["books"]["expected"]
+        cache = made_by.new_cache(loaded.model, budget, positions=facts["positions"], expected=expected)
+    ids = tensors.pop("ids")
+    cache.unpack({name: tensor.to(loaded.device) for name, tensor in tensors.items()}, facts)
+    tensors["ids"] = ids
     return cache

@@ -1,4 +1,4 @@
-"""The parameters that Activation Beacon adds to a model: one embedding row, and projections of their own for beacons."""
+"""The parameters that Activation Beacon adds to a model: one embedding row, and projections for beacons alone."""
 
 from __future__ import annotations
 
@@ -47,12 +47,11 @@ class BeaconWeights(nn.Module):
         table = getattr(decoder, names.embedding).weight
         self.embed_tokens = nn.Parameter(torch.zeros(1, table.shape[1], dtype=table.dtype, device=table.device))
         self.layers = nn.ModuleList()
+        self.own: list[dict[str, nn.Module]] = []
         for part in parts(decoder, names):
-            own = nn.ModuleDict()
-            for name in config.param:
-                base = getattr(part.attention, f"{name}_proj")
-                own[name] = self._projection(base, table)
-            self.layers.append(own)
+            own = {name: self._projection(getattr(part.attention, f"{name}_proj"), table) for name in config.param}
+            self.own.append(own)
+            self.layers.append(nn.ModuleDict(own))
 
     @classmethod
     @torch.no_grad()
@@ -67,9 +66,11 @@ class BeaconWeights(nn.Module):
         token = getattr(model.config, f"{config.embed_init}_token_id", None)
         token = token[0] if isinstance(token, list) else token
         if token is None:
-            raise ValueError(f"the model names no {config.embed_init} token to start beacons from: set beacon_embed_init")
+            raise ValueError(
+                f"the model names no {config.embed_init} token to start beacons from: set beacon_embed_init"
+            )
         weights.embed_tokens.copy_(getattr(decoder, names.embedding).weight[token])
-        for own, part in zip(weights.layers, parts(decoder, names), strict=True):
+        for own, part in zip(weights.own, parts(decoder, names), strict=True):
             for name, made in own.items():
                 if isinstance(made, nn.Linear):
                     base = getattr(part.attention, f"{name}_proj")
@@ -80,19 +81,25 @@ class BeaconWeights(nn.Module):
 
     def project(self, layer: int, name: str, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Return a beacon projection of ``x`` [batch, k, inputs]; ``base`` is the raw tokens' module."""
-        own = self.layers[layer]
+        own = self.own[layer]
         if name not in own:
-            return base(x)
-        return base(x) + own[name](x) if self.rank else own[name](x)
+            out: torch.Tensor = base(x)
+            return out
+        added: torch.Tensor = own[name](x)
+        return base(x) + added if self.rank else added
+
+    def released_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters under the names of released checkpoints (low-rank ones as ``….A`` and ``….B``)."""
+        named = {"model.beacon_embed_tokens.weight": self.embed_tokens}
+        for index, own in enumerate(self.own):
+            for name, made in own.items():
+                for suffix, parameter in made.named_parameters():
+                    named[f"model.layers.{index}.self_attn.beacon_{name}_proj.{suffix}"] = parameter
+        return named
 
     def released(self) -> dict[str, torch.Tensor]:
-        """Return the tensors under the names of released checkpoints (low-rank ones as ``….A`` and ``….B``)."""
-        tensors = {"model.beacon_embed_tokens.weight": self.embed_tokens.detach()}
-        for index, own in enumerate(self.layers):
-            for name, made in own.items():
-                for suffix, tensor in made.named_parameters():
-                    tensors[f"model.layers.{index}.self_attn.beacon_{name}_proj.{suffix}"] = tensor.detach()
-        return tensors
+        """Return the tensors under the names of released checkpoints."""
+        return {name: parameter.detach() for name, parameter in self.released_parameters().items()}
 
     @torch.no_grad()
     def load_released(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -109,6 +116,25 @@ class BeaconWeights(nn.Module):
                 raise ValueError(f"the checkpoint {what} {len(found)} beacon tensors, such as {found[0]}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+    def fingerprint(self) -> str:
+        """Return a short name of the values: equal for equal beacons."""
+        from beacon.saved import weights_name
+
+        return weights_name(self, f"beacons {self.config.param}")
+
+    @torch.no_grad()
+    def widened(self, model: Any) -> BeaconWeights:
+        """Return the same beacons with full projections: base plus A·B, as released checkpoints hold them."""
+        wide = BeaconWeights.initialised(model, self.config)
+        wide.embed_tokens.copy_(self.embed_tokens)
+        for own, other in zip(self.own, wide.own, strict=True):
+            for name, made in own.items():
+                if isinstance(made, LowRank):
+                    other[name].weight += made.B @ made.A  # type: ignore[operator]
+                else:
+                    other[name].load_state_dict(made.state_dict())
+        return wide
 
     def _projection(self, base: Any, table: torch.Tensor) -> nn.Module:
         """Return an empty projection for beacons beside a base one."""

@@ -1,4 +1,20 @@
-"""The window loop of Activation Beacon: a stock decoder's own modules, run window by window over a ``BeaconCache``."""
+"""The window loop of Activation Beacon: a stock decoder's own modules, run window by window over a ``BeaconCache``.
+
+It computes what the reference computes (FlagEmbedding, research/Long_LLM/activation_beacon), but for these deliberate
+deviations, where the reference is broken or depends on circumstances:
+
+* **Batches of unequal length.** Every row has its own windows, ratios and lengths: padding is no token.
+* **Sink.** It is taken once, when the first window is complete, and duplicates nothing: ratio 0 is the base model.
+* **Tokens kept whole at the end** (``skip_last``) stay while decoding goes on; so do those of ``skip_first``, with or
+  without the other, for every backbone, in ``generate`` too.
+* **Beam search** reorders the memory; ``inputs_embeds`` and models built from a config work.
+* **Masks under generate** grow by one column a token, and left padding is never read as a token.
+* **Random ratios** depend on the seed of the request, not on what the process has read before.
+* **Joint windows** (``parallel_window``) run one by one: the same numbers for every choice of projections and sink.
+* **Evaluation mode** is the model's own: nothing has to be called after loading.
+* **Refused by name** instead of undefined: overlapping windows, segmentation, interleaved step-expansion, unknown
+  placements, assisted decoding (a cache cannot be cropped).
+"""
 
 from __future__ import annotations
 
@@ -34,6 +50,8 @@ class WindowReader:
         self.config, self.options, self.weights = config, options, weights
         self.embedding, self.final_norm = (getattr(self.decoder, name) for name in (names.embedding, names.final_norm))
         self.parts = parts(self.decoder, names)
+        #: fingerprint of the beacons; none while they are trained
+        self.name = "" if any(weight.requires_grad for weight in weights.parameters()) else weights.fingerprint()
         #: how many of the last hidden states the caller will use; 0 = all
         self.needed = 0
 
@@ -75,17 +93,25 @@ class WindowReader:
     def _cache(self, given: Cache | None) -> BeaconCache:
         """Return the cache to use: the one given, or a new one in place of none or of an empty stock cache."""
         if isinstance(given, BeaconCache):
-            if given.config != self.config:
-                raise ValueError("the cache was made with another BeaconConfig than the one installed")
+            if given.made_by and self.name and given.made_by != self.name:
+                raise ValueError(
+                    f"the cache was made by other beacons ({given.made_by}) than those installed ({self.name}): "
+                    "install those, or read the text again"
+                )
+            given.made_by = self.name
             return given
         if given is not None and given.get_seq_length() > 0:
-            raise ValueError(f"beacons cannot go on from a {type(given).__name__} that holds tokens: give a BeaconCache")
+            raise ValueError(
+                f"beacons cannot go on from a {type(given).__name__} that holds tokens: give a BeaconCache"
+            )
         return BeaconCache(self.model, self.config, self.options)
 
     def _read(self, cache: BeaconCache, embeds: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
         """Run all rows; return the hidden states asked for, zero where there is padding."""
-        rows, columns = embeds.shape[:2]
-        needed = min(self.needed, columns) or columns
+        columns = embeds.shape[1]
+        # Said for one call: a caller of the decoder itself wants everything.
+        wanted, self.needed = self.needed, 0
+        needed = min(wanted, columns) or columns
         outputs = []
         for group in self._groups(cache.plans, new):
             count = new[group.start]
@@ -110,14 +136,18 @@ class WindowReader:
         plans = cache.plans[rows]
         total = embeds.shape[1]
         alike = all(plan.state == plans[0].state for plan in plans)
-        room = plans[0].most_slots(total, self.decoder.training) if alike and total > self.config.window else 0
+        room = 0
+        if alike and total > plans[0].config.window:
+            room = plans[0].most_slots(total, self.decoder.training)
         outputs, done = [], 0
+        cache.most = max(cache.most, room)
         while done < total:
             steps = tuple(plan.plan(total - done, self.decoder.training) for plan in plans)
             fresh = steps[0].raw - steps[0].again
             part = embeds[:, done : done + fresh]
             done += fresh
             run = Pass(rows, steps, ragged=not alike)
+            cache.most = max(cache.most, *run.ends)
             wanted = max(0, min(fresh, needed - (total - done)))
             hidden = self._run(cache, run, cache.with_replay(run, part), wanted, room)
             if hidden is not None:
@@ -173,7 +203,7 @@ class WindowReader:
         """Return the states [b, n + k, hidden] after a layer's attention and MLP, raw tokens first."""
         mixed = self._mixed(index, part, mine, others, view, held)
         out_proj, count = part.attention.o_proj, mine.shape[1]
-        if others.shape[1] and "o" in self.config.param:
+        if others.shape[1] and "o" in self.weights.config.param:
             own = self.weights.project(index, "o", out_proj, mixed[:, count:])
             states = states + torch.cat((out_proj(mixed[:, :count]), own), dim=1)
         else:
@@ -277,7 +307,7 @@ def _moves(cache: BeaconCache, run: Pass, like: torch.Tensor) -> Iterator[Settli
         kept = step.survivors
         if kept is not None:
             turn = cache.turn(torch.arange(kept.at, kept.at + kept.beacons)[None], like)
-            yield Settling(which, step, turn, cache.rotary.inv_freq)
+            yield Settling(which, step, kept, turn, cache.rotary.inv_freq)
 
 
 def _expansion(run: Pass, device: torch.device) -> MaskFunction:
@@ -285,9 +315,7 @@ def _expansion(run: Pass, device: torch.device) -> MaskFunction:
     columns = ("window", "start", "lead", "ratio", "expansion")
     table = {name: torch.tensor([getattr(step, name) or 0 for step in run.steps], device=device) for name in columns}
 
-    def allowed(
-        batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-    ) -> torch.Tensor:
+    def allowed(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         window, start, lead, ratio, previous = (table[name][batch] for name in columns)
         number = query - lead + 1
         share = key < window + number * ratio

@@ -50,7 +50,8 @@ def ask(
         question: what to ask
         doc: a file (.txt, .md, .html, .pdf) or a document of the catalog, such as sotu/1963 or moby-dick
         method: how the KV cache is compressed; auto is full where the document fits, else spotlight with a fixed number
-            of slots; retrieve only searches for spans that share words with the question, and reads those
+            of slots; beacon needs a model with trained beacons; retrieve only searches for spans that share words with
+            the question, and reads those
         ratio: keep one slot per so many tokens (one of ratio, slots and budget; 8 if none is given)
         slots: keep so many slots per layer
         budget: keep so many bytes in all, such as 64MB

@@ -8,7 +8,7 @@ from typing import Literal
 from beacon import Budget, parse_bytes
 
 MethodName = Literal[
-    "auto", "full", "streaming", "snapkv", "pyramidkv", "tova", "knorm", "keydiff", "spotlight", "retrieve"
+    "auto", "full", "streaming", "snapkv", "pyramidkv", "tova", "knorm", "keydiff", "spotlight", "beacon", "retrieve"
 ]
 PositionsName = Literal["auto", "compact", "original"]
 #: what a text beyond the trained length is read with unless another method is named (compared in bench/methods.py)
@@ -81,6 +81,8 @@ def decide(wish: Wish, tokens: int, trained_length: int) -> Plan:
     'spotlight, 2,048 slots a layer, compact positions'
     >>> str(decide(Wish(method="streaming"), 6000, 8192))
     'streaming, ratio 8, original positions'
+    >>> str(decide(Wish(method="beacon"), 6000, 8192))
+    'beacon, ratio 8, compact positions'
     """
     beyond = tokens > trained_length
     method: str = wish.method
@@ -89,6 +91,9 @@ def decide(wish: Wish, tokens: int, trained_length: int) -> Plan:
         method = DEFAULT_METHOD if beyond or limited else "full"
     if method == "full":
         return Plan("full", Budget(ratio=1), "original")
-    default = Budget(slots=min(DEFAULT_SLOTS, trained_length // 4)) if beyond else Budget(ratio=DEFAULT_RATIO)
-    positions = wish.positions if wish.positions != "auto" else "compact" if beyond else "original"
+    # Beacons thin a text out evenly: no number of slots serves every length.
+    fixed = beyond and method != "beacon"
+    default = Budget(slots=min(DEFAULT_SLOTS, trained_length // 4)) if fixed else Budget(ratio=DEFAULT_RATIO)
+    moves = beyond or method == "beacon"  # a beacon has no place of its own in the text
+    positions = wish.positions if wish.positions != "auto" else "compact" if moves else "original"
     return Plan(method, wish.limit or default, positions)

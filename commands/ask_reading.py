@@ -11,10 +11,10 @@ import beacon
 import longllm
 from catalog import Document
 from commands.ask_plan import Plan, Wish, decide
-from commands.reading import Keep, read_text, verified
+from commands.reading import Keep, read_text
 
 if TYPE_CHECKING:
-    from beacon import CompressedCache
+    from beacon.request import RequestCache
 
 #: tokens of an excerpt (``--method retrieve``), at most; never more than half the trained length
 _EXCERPT = 2048
@@ -36,14 +36,15 @@ class Source:
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def cache(self) -> CompressedCache | None:
+    def cache(self) -> RequestCache | None:
         """Return the compressed cache, if one was used."""
         return self.prefix.cache if self.prefix is not None else None
 
     @contextlib.contextmanager
     def running(self, loaded: longllm.LoadedModel) -> Iterator[None]:
         """Let the model run on the compressed cache, if there is one."""
-        with beacon.compressing(loaded.model) if self.cache is not None else contextlib.nullcontext():
+        method = self.cache.method if self.cache is not None else None
+        with method.running(loaded.model) if method is not None else contextlib.nullcontext():
             yield
 
 
@@ -63,7 +64,9 @@ def from_document(
     warning = longllm.length_warning(len(prompt.ids), loaded.trained_length) if plan.method == "full" else None
     if plan.method == "full" and not save_cache:
         return Source(prompt.ids, str(plan), "full", facts, warning=warning)
-    held = verified(loaded, prompt.ids, plan) if check and plan.method != "full" else []
+    method = beacon.method(plan.method)
+    warning = warning or method.warning(loaded.model)
+    held = method.verified(loaded.model, prompt.ids, plan.positions) if check and plan.method != "full" else []
     ids, asked = prompt.ids[: prompt.shared], list(prompt.ids[prompt.shared :])
     keep = Keep(save_cache) if save_cache else None
     reading = read_text(loaded, ids, plan, [asked] if question_aware else [], keep, facts, len(prompt.ids))
@@ -86,8 +89,11 @@ def from_file(loaded: longllm.LoadedModel, path: str, question: str) -> Source:
         )
     own = longllm.question_ids(loaded.tokenizer, question)
     facts = {key: saved.notes.get(key) for key in ("document", "title", "document_tokens")}
-    plan = Plan(saved.cache.method.name, saved.cache.budget, saved.cache.positions)
-    prefix = longllm.Prefix(saved.ids, saved.cache, 0.0)
+    cache = saved.cache
+    if cache.method is None:
+        raise ValueError(f"the cache in {path} was made by no named method: it can be used from Python only")
+    plan = Plan(cache.method.name, cache.budget, cache.positions)
+    prefix = longllm.Prefix(saved.ids, cache, 0.0)
     steered = own in saved.notes.get("questions", [])
     return Source((*saved.ids, *own), f"{plan}, from {path}", plan.method, facts, prefix, steered)
 

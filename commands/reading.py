@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import beacon
 import longllm
-from beacon import Budget
 from commands.ask_plan import Plan
 
 if TYPE_CHECKING:
-    from beacon import CompressedCache, SavedCache
+    from beacon import SavedCache
+    from beacon.request import RequestCache
 
 #: seconds between two saves of a reading in progress
 _SAVE_EVERY = 60.0
@@ -39,7 +39,7 @@ class Keep:
         self.path, self.every = Path(path).expanduser(), every
         self.last = time.monotonic()
 
-    def earlier(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], fresh: CompressedCache) -> SavedCache | None:
+    def earlier(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], fresh: RequestCache) -> SavedCache | None:
         """Return what the file holds of the same reading, or None if there is no file.
 
         Raises:
@@ -51,40 +51,18 @@ class Keep:
         old, new = saved.cache, fresh
         same = (old.method, old.budget, old.positions) == (new.method, new.budget, new.positions)
         if saved.ids != ids or not same:
-            held = saved.notes.get("document", "another text")
+            held, by = saved.notes.get("document", "another text"), old.method.name if old.method else "another method"
             raise ValueError(
-                f"{self.path} holds a reading of {held} by {old.method.name}, {old.budget}, {old.positions} positions: "
+                f"{self.path} holds a reading of {held} by {by}, {old.budget}, {old.positions} positions: "
                 "choose another file, or delete it"
             )
         return saved
 
-    def save(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], cache: CompressedCache, notes: Any) -> None:
+    def save(self, loaded: longllm.LoadedModel, ids: tuple[int, ...], cache: RequestCache, notes: Any) -> None:
         """Save if it is time, or if everything has been read."""
         if cache.seen == [len(ids)] or time.monotonic() - self.last > self.every:
             beacon.save_cache(self.path, loaded, ids, cache, **notes)
             self.last = time.monotonic()
-
-
-def new_cache(loaded: longllm.LoadedModel, plan: Plan, tokens: int) -> CompressedCache:
-    """Return an empty cache for a plan."""
-    method = beacon.method(plan.method)
-    return beacon.CompressedCache(loaded.model, method, plan.limit, positions=plan.positions, expected=tokens)
-
-
-def verified(loaded: longllm.LoadedModel, ids: tuple[int, ...], plan: Plan) -> list[str]:
-    """Check the compression contract on the first tokens; return the invariants that held.
-
-    Raises:
-        ContractError: one does not hold.
-    """
-    method = beacon.method(plan.method)
-    if len(ids) < 48 or method.minimum * 8 / 7 > min(len(ids), 128) // 3:
-        return []
-    return beacon.verify(
-        loaded.model,
-        ids,
-        lambda **limit: beacon.CompressedCache(loaded.model, method, Budget(**limit), positions=plan.positions),
-    )
 
 
 def read_text(
@@ -113,8 +91,9 @@ def read_text(
     """
     from flashcore.hf import cache_bytes
 
-    cache = new_cache(loaded, plan, tokens)
-    asked = [list(question) for question in questions] if cache.method.steerable else []
+    method = beacon.method(plan.method)
+    cache = method.new_cache(loaded.model, plan.limit, positions=plan.positions, expected=tokens)
+    asked = [list(question) for question in questions] if method.steerable else []
     notes = {**facts, "questions": asked, "progress": []}
     saved = keep.earlier(loaded, ids, cache) if keep else None
     if saved is not None:
@@ -125,12 +104,12 @@ def read_text(
     spent = notes["progress"][-1][1] if notes["progress"] else 0.0
     begun = time.perf_counter()
 
-    def after_chunk(state: CompressedCache) -> None:
+    def after_chunk(state: RequestCache) -> None:
         notes["progress"].append([state.seen[0], round(spent + time.perf_counter() - begun, 3), cache_bytes(state)])
         if keep:
             keep.save(loaded, ids, state, notes)
 
-    chunk = min(beacon.CHUNK, max(1, loaded.trained_length // 4))
+    chunk = method.chunk(min(beacon.CHUNK, max(1, loaded.trained_length // 4)))
     prefix = beacon.read(
         loaded, ids, cache, questions=notes["questions"], chunk=chunk, progress=True, after_chunk=after_chunk
     )

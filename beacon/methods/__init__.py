@@ -1,4 +1,4 @@
-"""Training-free KV-cache compression methods, one file each, behind ``Method``."""
+"""KV-cache compression methods, one file each, behind ``Method``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ METHODS = {
     "knorm": "knorm:Knorm",
     "keydiff": "keydiff:KeyDiff",
     "spotlight": "spotlight:Spotlight",
+    "beacon": "activation_beacon:ActivationBeacon",
 }
 __all__ = ["METHODS", "LayerView", "Method", "method"]
 

@@ -1,16 +1,23 @@
-"""What a compression method is: a ranking of the slots of one layer, and how layers share the budget."""
+"""What a compression method is: how it reads, and for most a ranking of slots and how layers share the budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+import beacon
 from beacon.schedule import Step
 from flashcore import AttentionSpec, attention_mass
 from flashcore.mass import Reduce
+
+if TYPE_CHECKING:
+    from beacon.budget import Budget
+    from beacon.cache import Positions
+    from beacon.request import RequestCache
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,36 @@ class Method:
     def minimum(self) -> int:
         """Return how many slots are protected at most: no budget may be smaller."""
         return self.sink + self.recent
+
+    def running(self, model: Any) -> AbstractContextManager[Any]:
+        """Return the context in which ``model`` can use this method's caches."""
+        return beacon.compressing(model)
+
+    def new_cache(
+        self, model: Any, budget: Budget, *, positions: Positions = "original", expected: int = 0
+    ) -> RequestCache:
+        """Return an empty cache for a model; arguments as those of ``beacon.CompressedCache``."""
+        return beacon.CompressedCache(model, self, budget, positions=positions, expected=expected)
+
+    def verified(self, model: Any, ids: Sequence[int], positions: Positions) -> list[str]:
+        """Check the contract on the first tokens of a text; return the invariants that held, none if it is too short.
+
+        Raises:
+            ContractError: one does not hold.
+        """
+        if len(ids) < 48 or self.minimum * 8 / 7 > min(len(ids), 128) // 3:
+            return []
+        return beacon.verify(
+            model, ids, lambda **limit: self.new_cache(model, beacon.Budget(**limit), positions=positions)
+        )
+
+    def warning(self, model: Any) -> str | None:
+        """Return what a user should know before this method reads something with ``model``."""
+        return None
+
+    def chunk(self, most: int) -> int:
+        """Return how many tokens to read at once, of at most ``most``."""
+        return most
 
     def shares(self, layers: int) -> list[float]:
         """Return each full-attention layer's share of the budget, 1 on average."""
