@@ -55,6 +55,8 @@ class CompressedCache(RequestCache):
             raise ValueError(f"positions must be one of {', '.join(get_args(Positions))}, got {positions!r}")
         if expected < 0:
             raise ValueError(f"expected counts tokens and cannot be negative, got {expected}")
+        if not method.ranks:
+            raise ValueError(f"the method {method.name} ranks no slots: make its cache with method.new_cache")
         if method.name == "full" and not budget.keeps_all:
             raise ValueError(f"the method full keeps everything; with a budget of {budget} choose another method")
         config = model.config.get_text_config(decoder=True)

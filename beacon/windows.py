@@ -137,8 +137,9 @@ class WindowReader:
         total = embeds.shape[1]
         alike = all(plan.state == plans[0].state for plan in plans)
         room = 0
-        if alike and total > plans[0].config.window:
-            room = plans[0].most_slots(total, self.decoder.training)
+        if alike and total > 1:
+            # What is known to follow counts too, so that buffers are made once.
+            room = plans[0].most_slots(max(total, plans[0].expected - plans[0].seen), self.decoder.training)
         outputs, done = [], 0
         cache.most = max(cache.most, room)
         while done < total:

@@ -14,35 +14,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import hashlib
 import itertools
 import json
 import math
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import beacon
 import catalog
 import longllm
+from bench.cells import WARM, Row, command_line, digest, left_out_lines, measure_in, peak_memory, run
+from bench.cells import append_row as append_row
+from bench.cells import collect as collect
+from bench.cells import forget_rows as forget_rows
+from bench.cells import from_process as from_process
+from bench.cells import predicted_seconds as predicted_seconds
+from bench.cells import read_rows as read_rows
 from bench.timing import environment
 from flashcore.hf import cache_bytes
 from longllm.evals import passkey_cells, passkey_score
 from longllm.evals.passkey import NOISE
 from longllm.prompts import chat_frame, encode
 
-#: row of the table -> method, and whether it is told the questions beforehand
-METHODS = {name: (name, False) for name in beacon.METHODS}
+#: row of the table -> method, and whether it is told the questions beforehand; beacons, which need a whole window and
+#: training, have a bench of their own
+METHODS = {name: (name, False) for name in beacon.METHODS if name != "beacon"}
 METHODS |= {f"{name}, question known": (name, True) for name in ("snapkv", "spotlight")}
 LENGTHS = [4096, 8192, 16384, 32768]
 QUICK = (["full", "streaming", "snapkv"], [1024])
@@ -50,11 +50,6 @@ DOORS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey", "p
 INSTRUCTION = "Pass keys of several doors are hidden in the text below. Remember them: you will be asked for one.\n\n"
 NEEDLE = "\n\nThe pass key of the {door} door is {key}. Remember it. {key} is the pass key of the {door} door.\n\n"
 QUESTION = "\n\nWhat are the digits of the pass key of the {door} door?"
-#: Tokens read before the memory mark: enough to evict once, so that everything has been loaded that will be used.
-WARM = 128
-Row = dict[str, Any]
-Cell = tuple[str, int]
-Measure = Callable[["Settings", str, int], Row]
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,7 @@ class Settings:
 
     def fingerprint(self) -> str:
         """Return a hash of everything that a figure depends on besides method and length."""
-        parts = json.dumps([asdict(self), environment(), NEEDLE, QUESTION, INSTRUCTION], sort_keys=True)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return digest(asdict(self), environment(), NEEDLE, QUESTION, INSTRUCTION)
 
 
 @dataclass(frozen=True)
@@ -133,17 +127,6 @@ def plant(tokenizer: Any, length: int, settings: Settings) -> Planted:
     return Planted(tuple(ids + hay[places[-1] : room]), tuple(starts), tuple(key for _, key in named), questions)
 
 
-def peak_memory(*, reset: bool = False) -> int:
-    """Return this process's peak memory in bytes since it began, or since the last reset."""
-    if reset:
-        gc.collect()
-        # Loading may have peaked above what stays, and hide what comes after it. Not every container allows this.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def full_cache_bytes(model: Any, tokens: int) -> int:
     """Return the bytes of an uncompressed cache after ``tokens`` tokens; a sliding layer holds its window less one."""
     cache = beacon.CompressedCache(model, beacon.method("full"))
@@ -177,17 +160,19 @@ def measure(settings: Settings, row_name: str, length: int) -> Row:
     name, known = METHODS[row_name]
     loaded = longllm.load(settings.model, dtype=settings.dtype)
     planted = plant(loaded.tokenizer, length, settings)
-    positions: Any = "compact" if name != "full" and length > loaded.trained_length else "original"
+    method = beacon.method(name)
+    beyond = name != "full" and length > loaded.trained_length
+    positions: Any = "compact" if beyond or method.compact_only else "original"
     full_bytes = full_cache_bytes(loaded.model, len(planted.ids))
     budget = settings.nbytes or int(full_bytes / settings.ratio)
 
     def read(ids: Sequence[int], limit: beacon.Budget) -> longllm.Prefix:
         if name == "full":
             return longllm.prefill(loaded, ids, chunk=settings.chunk)
-        cache = beacon.CompressedCache(loaded.model, beacon.method(name), limit, positions=positions)
+        cache = method.new_cache(loaded.model, limit, positions=positions, expected=len(ids))
         return beacon.read(loaded, ids, cache, questions=planted.questions if known else (), chunk=settings.chunk)
 
-    with beacon.compressing(loaded.model) if name != "full" else contextlib.nullcontext():
+    with method.running(loaded.model) if name != "full" else contextlib.nullcontext():
         ask(loaded, read(planted.ids[:WARM], beacon.Budget(slots=WARM // 2)), planted.questions[0], 2)
         before = peak_memory(reset=True)
         prefix = read(planted.ids, beacon.Budget(nbytes=budget))
@@ -220,91 +205,7 @@ def measure(settings: Settings, row_name: str, length: int) -> Row:
 
 def measure_apart(settings: Settings, method: str, length: int) -> Row:
     """Measure one cell in a fresh process, so that its peak memory is its own."""
-    cell = json.dumps({"settings": asdict(settings), "method": method, "length": length})
-    return from_process([sys.executable, "-m", "bench.methods", "--cell", cell])
-
-
-def from_process(command: Sequence[str]) -> Row:
-    """Run a command and return the JSON object in its last line of output; ``error`` says why there is none."""
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode < 0:
-        return {"error": f"ended by {signal.Signals(-run.returncode).name} (SIGKILL: perhaps for want of memory)"}
-    if run.returncode:
-        return {"error": ([line for line in run.stderr.splitlines() if line.strip()] or ["no message"])[-1].strip()}
-    return dict(json.loads(run.stdout.strip().splitlines()[-1]))
-
-
-def read_rows(file: Path) -> dict[str, Row]:
-    """Return the rows of a JSONL file by their key, the last of each; a line cut off half-way does not count."""
-    rows: dict[str, Row] = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            rows[row["key"]] = row
-    return rows
-
-
-def append_row(file: Path, row: Row) -> None:
-    """Add a row to a JSONL file in one write, which an interruption leaves whole or out."""
-    # The newline comes first as well: the line before may have been cut off when a disk was full.
-    with open(file, "ab", buffering=0) as handle:
-        handle.write(b"\n" * bool(handle.tell()) + json.dumps(row).encode())
-        os.fsync(handle.fileno())
-
-
-def forget_rows(file: Path, keys: set[str]) -> None:
-    """Take these rows out of a JSONL file, and leave those of other settings in it."""
-    kept = [row for key, row in read_rows(file).items() if key not in keys]
-    partial = file.with_suffix(".partial")
-    partial.write_text("\n".join(map(json.dumps, kept)))
-    os.replace(partial, file)
-
-
-def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float:
-    """Predict how long a cell takes from those that are done; 0 if none is.
-
-    Time grows with a power of the length: the one that the method's own two longest cells show, at least 1 and at
-    most 2; before there are two, 2 for full attention and 1 for a cache that stays small.
-    """
-    done = [row for row in rows if not row.get("error")]
-    own = [row for row in done if row["method"] == method]
-    if not done:
-        return 0.0
-    seconds = {row["length"]: 0.01 for row in own or done}
-    for row in own or done:
-        seconds[row["length"]] = max(seconds[row["length"]], row["cell_seconds"])
-    power = 2.0 if method == "full" or not own else 1.0
-    if own and len(seconds) > 1:
-        short, long = sorted(seconds)[-2:]
-        power = min(2.0, max(1.0, math.log(seconds[long] / seconds[short]) / math.log(long / short)))
-    nearest = min(seconds, key=lambda other: abs(math.log(other / length)))
-    return seconds[nearest] * (length / nearest) ** (power if length > nearest else 1)
-
-
-def collect(
-    cells: Sequence[Cell], settings: Settings, file: Path, minutes: float = math.inf, measure: Measure = measure_apart
-) -> tuple[list[Row], list[Cell]]:
-    """Measure the cells that ``file`` does not have yet; return all rows, and the cells that time did not allow.
-
-    A cell that failed is tried again. The first cell, with none to predict from, is started in any case.
-    """
-    begun, shared = time.monotonic(), settings.fingerprint()
-    done = {key: row for key, row in read_rows(file).items() if row.get("settings") == shared}
-    keys = {cell: f"{shared}/{cell[0]}/{cell[1]}" for cell in cells}
-    left_out: list[Cell] = []
-    for method, length in tqdm(cells, desc="cells", unit="cell"):
-        key = keys[method, length]
-        if key in done and not done[key].get("error"):
-            continue
-        if time.monotonic() - begun + predicted_seconds(done.values(), method, length) > 60 * minutes:
-            left_out.append((method, length))
-            continue
-        start = time.monotonic()
-        row = {"key": key, "settings": shared, "method": method, "length": length, **measure(settings, method, length)}
-        done[key] = {"cell_seconds": round(time.monotonic() - start, 2), **row}
-        append_row(file, done[key])
-        tqdm.write(table([done[key]]).splitlines()[-1])
-    return [done[key] for key in keys.values() if key in done], left_out
+    return measure_in("bench.methods", settings, method, length)
 
 
 COLUMNS = "method | tokens | positions | KV MB | ratio | reading s | tokens/s | peak MB | right | any | by depth"
@@ -349,22 +250,12 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
 def options() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=Settings.model, help="a name of the catalog, or a folder")
-    parser.add_argument("--dtype", default=Settings.dtype, choices=["auto", "bf16", "fp32"])
+    parser = command_line(__doc__, Settings.model, LENGTHS)
     parser.add_argument("--haystack", default=Settings.haystack, help="noise, moby-dick, or another document")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--ratio", type=float, default=Settings.ratio, help="full cache's bytes / budget, per length")
     limit.add_argument("--budget", metavar="SIZE", help="the same bytes for all lengths, such as 64MB")
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument(
-        "--budget-minutes", type=float, default=math.inf, help="start no cell that would end after so many minutes"
-    )
-    parser.add_argument("--fresh", action="store_true", help="measure these cells again")
-    parser.add_argument("--quick", action="store_true", help="1K tokens and three methods, into methods-quick.*")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser
 
 
@@ -384,16 +275,10 @@ def main() -> None:
     methods, lengths = QUICK if chosen.quick else (chosen.methods, chosen.lengths)
     # Lengths outermost: all methods of a length are measured close together and share the machine's noise.
     cells = [(method, length) for length in lengths for method in methods]
-    file = chosen.out / ("methods-quick.jsonl" if chosen.quick else "methods.jsonl")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    if chosen.fresh:
-        forget_rows(file, {f"{settings.fingerprint()}/{method}/{length}" for method, length in cells})
-    rows, left_out = collect(cells, settings, file, chosen.budget_minutes, measure_apart)
-    report = {"environment": environment(), "settings": asdict(settings), "rows": rows, "left_out": left_out}
+    file, report = run("methods", chosen, cells, settings, measure_apart, lambda row: table([row]).splitlines()[-1])
     file.with_suffix(".json").write_text(json.dumps(report, indent=1))
-    plot(rows, file)
-    missing = (f"left out for want of time: {method} at {length:,} tokens" for method, length in left_out)
-    print(table(rows), *missing, sep="\n")
+    plot(report["rows"], file)
+    print(table(report["rows"]), *left_out_lines(report), sep="\n")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Desk:
     unrated: tuple[str, ...] = UNRATED
 
     def __init__(self, model: str, dtype: DType = "auto", decoding: Decoding | None = None) -> None:
-        self.model, self.dtype, self.decoding = model, dtype, decoding or Decoding(max_new_tokens=256)
+        self.model, self.dtype, self.decoding = model, dtype, decoding or Decoding()
         # One thread: a question waits until the one before has ended or been stopped.
         self._worker = ThreadPoolExecutor(1, "answering")
         self._loaded: LoadedModel | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import beacon
 from beacon import Budget, parse_bytes
 
 MethodName = Literal[
@@ -89,11 +90,11 @@ def decide(wish: Wish, tokens: int, trained_length: int) -> Plan:
     if method == "auto":
         limited = wish.limit is not None and not wish.limit.keeps_all
         method = DEFAULT_METHOD if beyond or limited else "full"
-    if method == "full":
-        return Plan("full", Budget(ratio=1), "original")
-    # Beacons thin a text out evenly: no number of slots serves every length.
-    fixed = beyond and method != "beacon"
+    if method in ("full", "retrieve"):
+        return Plan(method, Budget(ratio=1), "original")
+    # What thins a text out evenly has no number of slots that serves every length.
+    fixed = beyond and beacon.method(method).ranks
     default = Budget(slots=min(DEFAULT_SLOTS, trained_length // 4)) if fixed else Budget(ratio=DEFAULT_RATIO)
-    moves = beyond or method == "beacon"  # a beacon has no place of its own in the text
+    moves = beyond or beacon.method(method).compact_only
     positions = wish.positions if wish.positions != "auto" else "compact" if moves else "original"
     return Plan(method, wish.limit or default, positions)

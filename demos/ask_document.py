@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from html import escape
 from typing import Any, Protocol
 
 import gradio as gr
@@ -12,10 +13,11 @@ from demos.serving import free_port, serve
 
 TYPES = [".txt", ".md", ".html", ".pdf"]
 EXAMPLE = "sotu/1963-kennedy"
+LEAD = "# Ask a long document\nThe model reads all of it, however long, into a KV cache that stays small."
 
 
 class Desk(Protocol):
-    """What answers: called with document, method, ratio, question and whether the question steers the reading."""
+    """What answers: called with document, method, ratio, question, and whether the question steers the reading."""
 
     documents: Sequence[str]
     methods: Sequence[str]
@@ -32,31 +34,38 @@ def build(fn: Desk) -> gr.Blocks:
             for text, figures in fn(file or name, method, ratio, question, aware):
                 yield text, gr.skip() if figures is None else panel(figures)
         except (ValueError, OSError, ImportError) as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+            yield gr.skip(), panel(None, str(error))
+            # A toast renders HTML, and the message may quote what was typed or uploaded.
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
 
-    names = list(fn.documents)
-    with gr.Blocks(title="Ask a long document", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.Markdown("# Ask a long document\nThe model reads all of it, however long, into a KV cache that stays small.")
+    names, methods = list(fn.documents), list(fn.methods)
+    chosen = EXAMPLE if EXAMPLE in names else next(iter(names), None)
+    page = gr.Blocks(title="Ask a long document", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
+    with page:
+        gr.Markdown(LEAD)
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                chosen = EXAMPLE if EXAMPLE in names else next(iter(names), None)
                 name = gr.Dropdown(names, value=chosen, label="Document", info="of the catalog; type to search")
-                file = gr.File(label="or your own (.txt .md .html .pdf)", file_types=TYPES, height=120)
-                method = gr.Dropdown(list(fn.methods), label="Method", info="how the KV cache is compressed")
-                ratio = gr.Slider(1, 32, 8, step=1, label="Ratio", info="keep one token's worth in so many")
-                aware = gr.Checkbox(True, label="Read with the question in mind", info="off: read once, ask often")
+                file = gr.File(
+                    label="or your own file, which goes first", file_types=TYPES, height=90, elem_classes="drop"
+                )
+                method = gr.Dropdown(methods, label="Method", info="how the KV cache is compressed")
+                ratio = gr.Slider(1, 32, 8, step=1, label="Ratio", info="of so many tokens one is kept",
+                                  interactive=methods[0] not in fn.unrated)  # fmt: skip
+                aware = gr.Checkbox(True, label="Read with the question in mind",
+                                    info="off: one reading serves every question")  # fmt: skip
             with gr.Column(scale=7, min_width=300):
                 question = gr.Textbox(label="Question", placeholder="Who gave his life over the island of Cuba?",
                                       max_lines=4, autofocus=True)  # fmt: skip
                 with gr.Row():
-                    go, stop = gr.Button("Ask", variant="primary"), gr.Button("Stop", variant="stop")
+                    go, stop = gr.Button("Ask", variant="primary", scale=3), gr.Button("Stop", scale=1)
                 with gr.Row():
-                    answer = gr.Textbox(
-                        label="Answer", lines=10, max_lines=30, interactive=False, scale=3, min_width=280
-                    )
-                    costs = gr.HTML(panel(None), label="What it cost")
+                    with gr.Column(scale=3, min_width=280):
+                        answer = gr.Textbox(label="Answer", lines=9, max_lines=30, interactive=False)
+                    with gr.Column(scale=2, min_width=280):
+                        costs = gr.HTML(panel(None), label="What it cost", js_on_load=None)
         asked = gr.on([question.submit, go.click], ask, [name, file, method, ratio, aware, question],
-                      [answer, costs], api_name="ask", show_progress="hidden")  # fmt: skip
+                      [answer, costs], api_name="ask", show_progress="minimal", show_progress_on=answer)  # fmt: skip
         stop.click(lambda: panel(None, "Stopped."), outputs=costs, cancels=asked, queue=False, api_name="stop")
         method.change(lambda it: gr.Slider(interactive=it not in fn.unrated), method, ratio, api_name="rated")
     return page

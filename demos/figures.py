@@ -50,12 +50,12 @@ def _facts(figures: dict[str, Any]) -> Iterator[str]:
     """Yield the rows of the list: tokens read, seconds, speed."""
     rows = {"document": str(figures.get("title") or "")}
     if "kv_bytes" in figures:
-        rows["tokens read"] = f"{figures['tokens_seen']:,}" + (" (kept from before)" if figures.get("reused") else "")
+        rows["tokens read"] = f"{figures['tokens_seen']:,}" + (" (read before)" if figures.get("reused") else "")
     rows["seconds"] = f"{figures['seconds']:.1f}"
     if figures.get("reading_seconds"):
-        rows["seconds"] += f", {figures['reading_seconds']:.1f} of them reading"
+        rows["seconds"] += f" ({figures['reading_seconds']:.1f} reading)"
     if figures.get("tokens_per_second"):
-        rows["tokens/s"] = f"{figures['tokens_per_second']:.1f} while answering"
+        rows["tokens/s"] = f"{figures['tokens_per_second']:.1f}"
     for name, fact in rows.items():
         if fact:
             yield f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>"

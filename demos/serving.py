@@ -23,19 +23,23 @@ POLICY = (
 )
 UPLOAD_LIMIT = "20mb"
 STYLE = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.lead p { color: var(--body-text-color-subdued); margin-top: -.4rem; }
-.figures { font-variant-numeric: tabular-nums; font-size: .95rem; line-height: 1.5; }
-.figures h3 { font-size: .85rem; font-weight: 600; margin: 0; color: var(--body-text-color-subdued); }
-.figures .pair { margin: .1rem 0 .5rem; } .figures .pair strong { font-size: 1.6rem; font-weight: 650; }
+.gradio-container > main { max-width: 1200px; margin: 0 auto; }
+.drop .icon-wrap { display: none; }
+.drop .wrap { min-height: 0; padding-top: 1.6rem; flex-flow: row wrap; column-gap: .4rem; font-size: .95rem; }
+.html-container:has(.figures) { padding: 0; }
+.figures { padding: .75rem .9rem; line-height: 1.5; font-variant-numeric: tabular-nums;
+  background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  border-radius: var(--block-radius); }
+.figures h3 { font-size: .9rem; font-weight: 400; margin: 0; color: var(--block-label-text-color); }
+.figures .pair { margin: 0 0 .4rem; } .figures .pair strong { font-size: 1.6rem; font-weight: 650; }
 .figures .bar { height: .6rem; border-radius: .3rem; background: var(--border-color-primary); overflow: hidden; }
 .figures .bar span { display: block; height: 100%; min-width: 3px; background: var(--color-accent); }
 .figures .dim { color: var(--body-text-color-subdued); font-size: .85rem; margin: .4rem 0 0; }
-.figures .warning { margin: .6rem 0 0; padding: .5rem .7rem; border-left: 3px solid #d97706; font-size: .85rem; }
-.figures dl { margin: .7rem 0 0; } .figures dl div { display: flex; gap: .8rem; justify-content: space-between;
-  padding: .25rem 0; border-bottom: 1px solid var(--border-color-primary); }
+.figures .warning { margin: .6rem 0 0; padding: .4rem .7rem; border-left: 3px solid #d97706; font-size: .85rem; }
+.figures dl { margin: .6rem 0 0; font-size: .9rem; } .figures dd { margin: 0; text-align: right; }
+.figures dl div { display: flex; gap: .8rem; justify-content: space-between; padding: .3rem 0;
+  border-top: 1px solid var(--border-color-primary); }
 .figures dt { color: var(--body-text-color-subdued); white-space: nowrap; }
-.figures dd { margin: 0; text-align: right; }
 """
 
 
@@ -71,12 +75,13 @@ class Secluded:
 
 
 def unlinked(page: str) -> str:
-    """Return a page without the tags that describe it to social networks.
+    """Return a page without the tags that describe it to social networks and without the address of a sample file.
 
     >>> unlinked('<title>Ask</title><meta property="og:url" content="https://example.org/" />')
     '<title>Ask</title>'
     """
-    return re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", page)
+    page = re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", page)
+    return re.sub(r'https://github\.com/gradio-app/[^"\\]*/', "", page)
 
 
 def theme() -> gr.themes.Base:
@@ -87,7 +92,7 @@ def theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    )
+    ).set(input_border_color_focus="*primary_500", input_border_color_focus_dark="*primary_400")
 
 
 def free_port(port: int) -> int:
@@ -127,7 +132,7 @@ def served(page: gr.Blocks, port: int = 0, open_browser: bool = False) -> Iterat
         },
         theme=theme(),
         css=STYLE,
-        footer_links=["api"],
+        footer_links=[],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,

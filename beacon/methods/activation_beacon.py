@@ -11,7 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from beacon.config import BeaconConfig, MemoryOptions
 from beacon.methods.base import LayerView, Method
+from beacon.plan import RowPlan
 
 if TYPE_CHECKING:
     from beacon.beacon_cache import BeaconCache
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from beacon.cache import Positions
     from beacon.weights import BeaconWeights
 
-#: window of beacons that no checkpoint brings
-_WINDOW = 1024
+#: window of beacons that no checkpoint brings, and the smallest that a budget may make of any
+_WINDOW, _SMALLEST = 1024, 16
 #: model -> its beacons, and whether they are trained
 _WEIGHTS: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
 
@@ -39,6 +41,8 @@ class ActivationBeacon(Method):
     int8: bool = False
 
     name: ClassVar[str] = "beacon"
+    ranks: ClassVar[bool] = False
+    compact_only: ClassVar[bool] = True
     least: ClassVar[dict[str, int]] = {"sink": 0, "recent": 0, "window": 0}
 
     def weights(self, model: Any) -> tuple[BeaconWeights, bool]:
@@ -66,16 +70,12 @@ class ActivationBeacon(Method):
             ValueError: a budget that no whole ratio meets, or positions other than compact.
         """
         from beacon.beacon_cache import BeaconCache
-        from beacon.config import MemoryOptions
 
         if positions != "compact":
             raise ValueError("beacons stand at compact positions: choose --positions compact (or auto)")
         weights, _ = self.weights(model)
-        known = weights.config
-        window = self.window or known.window
-        ratio = self._ratio(model, budget, window, expected)
-        config = _with(known, window, ratio, self.sink or known.sink_size)
         options = MemoryOptions(self.lossless_short, self.recent, self.int8)
+        config = self._config(model, weights.config, options, budget, expected)
         cache = BeaconCache(model, config, options, expected=expected)
         cache.method, cache.budget = self, budget
         return cache
@@ -88,7 +88,6 @@ class ActivationBeacon(Method):
         """
         from beacon.beacon_cache import BeaconCache
         from beacon.beacon_contract import LEAST, verify_beacons
-        from beacon.config import MemoryOptions
 
         if len(ids) < LEAST:
             return []
@@ -120,31 +119,37 @@ class ActivationBeacon(Method):
         """
         raise ValueError("the method beacon ranks no slots: make its cache with new_cache, not as a CompressedCache")
 
-    def _ratio(self, model: Any, budget: Budget, window: int, expected: int) -> int:
-        """Return raw tokens per beacon (0 = keep all) that the budget means."""
+    def _config(
+        self, model: Any, known: BeaconConfig, options: MemoryOptions, budget: Budget, expected: int
+    ) -> BeaconConfig:
+        """Return windows and the ratio that the budget means; 0 keeps all."""
+        window, sink = self.window or known.window, self.sink or known.sink_size
         if budget.keeps_all:
-            return 0
+            return _with(known, window, 0, sink)
         if budget.ratio is not None:
             if budget.ratio != int(budget.ratio):
                 raise ValueError(f"beacons need a whole ratio, got {budget.ratio}")
-            return int(budget.ratio)
+            return _with(known, window, int(budget.ratio), sink)
         if not expected:
             raise ValueError(f"a budget of {budget} becomes a ratio only for a text of known length: give a ratio")
         slots = budget.capacity(expected, rows=1, row_slot_bytes=_slot_bytes(model), fixed_bytes=0)
-        if slots >= expected:
-            return 0
-        ratio = 2
-        while expected / ratio + window * (1 + 1 / ratio) > slots:
-            ratio *= 2
-            if ratio > window:
-                raise ValueError(
-                    f"a budget of {budget} leaves {slots:,} slots a layer: too few for beacons of {expected:,} tokens "
-                    f"and one window of {window:,}: give more, or a smaller window"
-                )
-        return ratio
+        while window >= _SMALLEST:
+            for ratio in (0, *(2**power for power in range(1, window.bit_length()))):
+                config = _with(known, window, ratio, sink)
+                # Keys of an open window's beacons are held twice, before and after RoPE.
+                twice = -(-window // ratio) // 2 + 1 if ratio else 0
+                if RowPlan(config, options).most_slots(expected) + twice <= slots:
+                    return config
+            if self.window:
+                break
+            window //= 2
+        raise ValueError(
+            f"a budget of {budget} leaves {slots:,} slots a layer: too few for the beacons of {expected:,} tokens and one "
+            f"window of {window or _SMALLEST:,}: give more, or a smaller window"
+        )
 
 
-def _with(known: Any, window: int, ratio: int, sink: int) -> Any:
+def _with(known: BeaconConfig, window: int, ratio: int, sink: int) -> BeaconConfig:
     """Return a config with another window, one ratio and another sink."""
     return dataclasses.replace(known, window=window, stride=window, ratio=(ratio,), sink_size=sink)
 

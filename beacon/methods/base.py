@@ -114,6 +114,12 @@ class Method:
     #: smallest value of each whole-number setting
     least: ClassVar[dict[str, int]] = {"sink": 0, "recent": 1, "looks": 1, "settle": 1}
 
+    #: whether slots are ranked at all; else ``new_cache`` makes a cache of the method's own
+    ranks: ClassVar[bool] = True
+
+    #: whether slots have no place of their own in the text, so that positions can only be compact
+    compact_only: ClassVar[bool] = False
+
     #: whether slots carry their scores along (4 bytes a slot and key head)
     remembers: ClassVar[bool] = False
 
