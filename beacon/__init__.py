@@ -6,6 +6,11 @@
         cache = beacon.CompressedCache(model, beacon.method("snapkv"), beacon.Budget(ratio=8))
         model.generate(**inputs, past_key_values=cache)
         print(cache.ledger())
+
+Activation Beacon, whose memory is trained rather than chosen::
+
+    with beacon.installed(model, config, weights):
+        model.generate(**inputs)
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from beacon.budget import Budget as Budget
     from beacon.budget import parse_bytes as parse_bytes
     from beacon.cache import CompressedCache as CompressedCache
+    from beacon.checkpoint import load_beacons as load_beacons
+    from beacon.checkpoint import save_beacons as save_beacons
+    from beacon.checkpoint import save_released as save_released
     from beacon.config import BeaconConfig as BeaconConfig
     from beacon.config import MemoryOptions as MemoryOptions
     from beacon.contract import ContractError as ContractError
@@ -35,31 +43,40 @@ if TYPE_CHECKING:
     from beacon.saved import fingerprint as fingerprint
     from beacon.saved import load_cache as load_cache
     from beacon.saved import save_cache as save_cache
+    from beacon.scoring import Losses as Losses
+    from beacon.scoring import losses as losses
+    from beacon.scoring import score as score
     from beacon.weights import BeaconWeights as BeaconWeights
 
 # Public name -> its module, imported when the name is first used.
 _HOME = {
     "BACKBONES": "backbones",
-    "installed": "install",
-    "RowPlan": "plan",
-    "MemoryOptions": "config",
-    "BeaconWeights": "weights",
-    "BeaconConfig": "config",
     "BeaconCache": "beacon_cache",
+    "BeaconConfig": "config",
+    "BeaconWeights": "weights",
     "Budget": "budget",
     "CHUNK": "reading",
     "CompressedCache": "cache",
     "ContractError": "contract",
     "Ledger": "ledger",
+    "Losses": "scoring",
     "METHODS": "methods",
+    "MemoryOptions": "config",
+    "RowPlan": "plan",
     "SavedCache": "saved",
     "compressing": "install",
     "fingerprint": "saved",
+    "installed": "install",
+    "load_beacons": "checkpoint",
     "load_cache": "saved",
+    "losses": "scoring",
     "method": "methods",
     "parse_bytes": "budget",
     "read": "reading",
+    "save_beacons": "checkpoint",
     "save_cache": "saved",
+    "save_released": "checkpoint",
+    "score": "scoring",
     "verify": "contract",
 }
 __all__ = [*_HOME]

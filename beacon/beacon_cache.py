@@ -39,6 +39,17 @@ class BeaconCache(RequestCache):
 
     Raises:
         ValueError: an unknown architecture, or arguments that do not fit the windows.
+
+    >>> import beacon
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2, eos_token_id=2)).eval()
+    >>> config = BeaconConfig(window=8, stride=8, ratio=(4,))
+    >>> cache = BeaconCache(model, config)
+    >>> with beacon.installed(model, config), torch.no_grad():
+    ...     _ = model(torch.ones(1, 19, dtype=torch.long), past_key_values=cache)
+    >>> cache.get_seq_length(), cache.held, cache.true_positions(0).tolist()
+    (19, [7], [[[3, 7, 11, 15, 16, 17, 18]]])
     """
 
     def __init__(

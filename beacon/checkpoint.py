@@ -112,6 +112,7 @@ def _write_config(place: Path, model: Any, weights: BeaconWeights) -> None:
     settings = {**model.config.to_dict(), **weights.config.to_hf()}
     if weights.rank:
         settings["beacon_rank"] = weights.rank
+    settings.pop("_name_or_path", None)  # a place on this machine
     settings["architectures"] = [type(model).__name__]
     partial = place / ".config.json.partial"
     partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

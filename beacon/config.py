@@ -137,6 +137,9 @@ class MemoryOptions:
 
     Raises:
         ValueError: a value out of range.
+
+    >>> MemoryOptions(lossless_short=True, keep_recent=64).int8
+    False
     """
 
     lossless_short: bool = False

@@ -53,9 +53,9 @@ class Losses:
 def losses(model: Any, ids: torch.Tensor, labels: torch.Tensor, config: BeaconConfig) -> Losses:
     """Return the loss of every window together; gradients flow through all of them.
 
-    Labels are shifted once, so that a window's first token is predicted by the last of the one before. In training, those
-    of the first window count only where its beacons can learn from them: interleaved, with full coverage. Logits are
-    formed one window at a time.
+    Labels are shifted once, so that a window's first token is predicted by the last of the one before. In training,
+    those of the first window count only where its beacons can learn from them: interleaved, with full coverage.
+    Logits are formed one window at a time.
 
     Args:
         model: inside ``beacon.installed``; in training mode the window that ends the text gets no beacons.

@@ -31,6 +31,13 @@ class BeaconWeights(nn.Module):
     Full projections have the shape and bias of the base model's; with ``rank`` a beacon's projection is the base's plus
     a product of two thin matrices, a few megabytes for an 8B model. The parameters belong to no model: give them to
     ``beacon.installed``.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2, eos_token_id=2))
+    >>> weights = BeaconWeights.initialised(model, BeaconConfig(param=("k",)))
+    >>> sorted(weights.released())
+    ['model.beacon_embed_tokens.weight', 'model.layers.0.self_attn.beacon_k_proj.weight']
     """
 
     def __init__(self, model: Any, config: BeaconConfig, rank: int = 0) -> None:

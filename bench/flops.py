@@ -30,18 +30,22 @@ class Shape:
     def of(cls, model: Any) -> Shape:
         """Measure a decoder of transformers; beacons with full projections cost what raw tokens do."""
         config = model.config.get_text_config(decoder=True)
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
         head = model.get_output_embeddings()
         return cls(
             linear=sum(layer.in_features * layer.out_features for layer in layers),
-            pair=2 * width * config.num_attention_heads * config.num_hidden_layers,
+            pair=2 * head_dim(config) * config.num_attention_heads * config.num_hidden_layers,
             head=head.in_features * head.out_features,
         )
 
     def cost(self, tokens: int, pairs: int) -> int:
         """Return the multiply-adds of ``tokens`` that see ``pairs`` keys in all."""
         return self.linear * tokens + self.pair * pairs + self.head
+
+
+def head_dim(config: Any) -> int:
+    """Return the channels of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def pairs_seen(queries: int, before: int = 0) -> int:

@@ -72,6 +72,8 @@ class Desk:
         self._worker = ThreadPoolExecutor(1, "answering")
         self._loaded: LoadedModel | None = None
         self._kept: tuple[Source, Prefix, bool] | None = None
+        #: what has kept the compression contract with this model, and need not show it again
+        self._verified: set[tuple[str, str]] = set()
         self._run = _Run()
         self._closed = False
         #: how many questions were answered
@@ -203,7 +205,9 @@ class Desk:
             if (prefix.ids, source.plan, aware) == (shared, str(plan), question_aware):
                 return replace(source, ids=prompt.ids, reading_seconds=0.0), prefix
         self._kept = None  # before reading: there may be no room for both
-        source = ask_reading.from_document(loaded, document, question, wish, question_aware, "", True)
+        check = (plan.method, plan.positions) not in self._verified
+        source = ask_reading.from_document(loaded, document, question, wish, question_aware, "", check)
+        self._verified.add((plan.method, plan.positions))
         held = source.prefix
         # Full attention is read together with the question unless a copy for further questions is affordable.
         if held is None and len(prompt.ids) <= loaded.trained_length:

@@ -10,6 +10,7 @@ from typing import Any
 
 import catalog
 from commands.doctor import machine
+from commands.tour_beacons import beacons
 from commands.tour_long_document import SPEECH, long_document
 from commands.tour_novel import novel
 from commands.tour_page import render
@@ -35,9 +36,9 @@ def tour(
     """Run every system's main job once on real input and write a page about it.
 
     Fetches the default models and data, asks three questions about a State of the Union address, looks for a passkey at
-    three depths, reads a whole novel into a compressed cache and asks about it, shows everything as it happens and
-    writes index.html, the plots and tour.json. About a quarter of an hour on two cores; the novel's cache is kept, so
-    the next time takes two minutes.
+    three depths, reads the speech in beacons, reads a whole novel into a compressed cache and asks about it, shows
+    everything as it happens and writes index.html, the plots and tour.json. About a quarter of an hour on two cores;
+    the novel's cache is kept, so the next time takes two minutes.
 
     Args:
         out: folder for the page, the plot and the numbers
@@ -65,8 +66,9 @@ def tour(
     facts = _facts(loaded, here)
     yield "\nSet-up\n" + "".join(f"  {name:<12} {fact}\n" for name, fact in facts.items())
     chapters, runs = yield from long_document(loaded, folder)
-    more_chapters, more_runs = yield from novel(loaded, folder, novel_tokens)
-    chapters, runs = chapters + more_chapters, runs + more_runs
+    for chapter in (beacons(loaded), novel(loaded, folder, novel_tokens)):
+        more_chapters, more_runs = yield from chapter
+        chapters, runs = chapters + more_chapters, runs + more_runs
     seconds = time.perf_counter() - fetched
     facts["whole tour"] = f"{seconds:.0f} seconds after downloads"
     record = {

@@ -46,9 +46,8 @@ def build(fn: Desk) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 name = gr.Dropdown(names, value=chosen, label="Document", info="of the catalog; type to search")
-                file = gr.File(
-                    label="or your own file, which goes first", file_types=TYPES, height=90, elem_classes="drop"
-                )
+                file = gr.File(label=f"or your own ({' '.join(TYPES)}), which goes first", file_types=TYPES,
+                               height=90, elem_classes="drop")  # fmt: skip
                 method = gr.Dropdown(methods, label="Method", info="how the KV cache is compressed")
                 ratio = gr.Slider(1, 32, 8, step=1, label="Ratio", info="of so many tokens one is kept",
                                   interactive=methods[0] not in fn.unrated)  # fmt: skip

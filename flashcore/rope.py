@@ -93,8 +93,12 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     >>> [round(value, 4) for value in rotate(x, *from_angles(torch.tensor([math.pi / 2]))).tolist()]
     [-0.0, 1.0]
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    half = x.shape[-1] // 2
+    out = x * cos
+    # In place: a rotated copy of x would be written and read once more.
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
 
 
 def rerotate(

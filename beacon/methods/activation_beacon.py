@@ -144,8 +144,8 @@ class ActivationBeacon(Method):
                 break
             window //= 2
         raise ValueError(
-            f"a budget of {budget} leaves {slots:,} slots a layer: too few for the beacons of {expected:,} tokens and one "
-            f"window of {window or _SMALLEST:,}: give more, or a smaller window"
+            f"a budget of {budget} leaves {slots:,} slots a layer: too few for the beacons of {expected:,} tokens and "
+            f"one window of {max(window, _SMALLEST):,}: give more, or a smaller window"
         )
 
 

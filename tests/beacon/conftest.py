@@ -19,7 +19,9 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 TOKENS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
 KINDS = {
     "llama": {},
+    "mistral": {},
     "qwen2": {"num_hidden_layers": 2},
+    "qwen3": {},
     "gemma3_text": {
         "sliding_window": 9,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],

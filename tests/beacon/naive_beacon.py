@@ -150,7 +150,7 @@ class NaiveBeacon:
         return cos.chunk(2, dim=-1)[0], sin.chunk(2, dim=-1)[0]
 
     def complete(self, first: bool) -> None:
-        """Let go of the window: first slots may become sink, beacons become memory, the last raw tokens stay a while."""
+        """Let go of the window: first slots may become sink, beacons become memory, last raw tokens stay a while."""
         old = [index for index, slot in enumerate(self.slots) if slot in "sm"]
         window = [index for index, slot in enumerate(self.slots) if slot in "rb"]
         sink = window if first else window[: self.config.sink_size * (not self.windows)]

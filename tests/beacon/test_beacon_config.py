@@ -6,7 +6,7 @@ import json
 import pytest
 from transformers import LlamaConfig
 
-from beacon import BeaconConfig, MemoryOptions
+from beacon import BeaconConfig, MemoryOptions, RowPlan
 
 #: the fields of the format and their defaults
 DEFAULTS = {
@@ -181,3 +181,24 @@ def test_the_memory_is_the_references_unless_told_otherwise():
     assert MemoryOptions(keep_recent=3).keep_recent == 3
     with pytest.raises(ValueError, match="keep_recent counts tokens and cannot be negative, got -1"):
         MemoryOptions(keep_recent=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "skips", "message"),
+    [
+        ({}, {}, {"skip_first": -1}, "skip_first -1 and skip_last None must be 0 <= first <= last"),
+        ({}, {}, {"skip_first": 5, "skip_last": 4}, "skip_first 5 and skip_last 4 must be 0 <= first <= last"),
+        ({}, {}, {"skip_last": -4}, "skip_first 0 and skip_last -4 must be 0 <= first <= last"),
+        ({"sink_size": 1}, {}, {"skip_first": 2}, "need beacon_sink_size 0, it is 1"),
+        ({"sink_size": 2}, {}, {"skip_last": 0}, "need beacon_sink_size 0, it is 2"),
+        ({}, {}, {"skip_first": 3, "skip_last": 8}, r"whole windows of 4 after skip_first \(3\), got 8"),
+        ({}, {"keep_recent": 5}, {}, r"keep_recent must not exceed beacon_window \(4\), got 5"),
+    ],
+)
+def test_what_does_not_fit_the_windows_is_refused(changes, options, skips, message):
+    config = BeaconConfig(window=4, stride=4, ratio=(2,), **changes)
+    with pytest.raises(ValueError, match=message):
+        RowPlan(config, MemoryOptions(**options), **skips)
+    # What just fits is accepted.
+    for fitting in ({"skip_first": 3, "skip_last": 3}, {"skip_first": 3, "skip_last": 11}, {"skip_last": 0}):
+        assert RowPlan(dataclasses.replace(config, sink_size=0), MemoryOptions(keep_recent=4), **fitting).held == 0

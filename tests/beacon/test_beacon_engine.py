@@ -169,11 +169,10 @@ def test_the_buffers_hold_what_the_longest_window_needs():
 
 
 def test_decoding_takes_new_room_only_when_there_is_none_left():
-    engine, cache = slow.Engine(slow.stock("llama"), slow.settings(ratio=(4,))), None
+    engine, rooms = slow.Engine(slow.stock("llama"), slow.settings(ratio=(4,))), []
     cache = engine.cache()
-    engine.read(text(40), cache=cache)
-    rooms = []
-    for _ in range(300):
+    engine.read(text(200), cache=cache)
+    for _ in range(140):
         before, need = cache.layers[0].keys.data_ptr(), cache.held[0] + 2
         room = cache.layers[0].keys.shape[2]
         engine.read(text(1), cache=cache)
@@ -182,6 +181,28 @@ def test_decoding_takes_new_room_only_when_there_is_none_left():
     assert len(set(rooms)) == 2
     assert cache.held[0] == 84 + 5
     assert rooms[-1] <= 84 + 10 + 128
+
+
+def test_a_cache_begun_in_inference_mode_goes_on_outside_of_it():
+    engine, ids = slow.Engine(slow.stock("llama"), slow.settings(ratio=(3,))), text(40)
+    cache = engine.cache()
+    with torch.inference_mode():
+        engine.read(ids[:, :21], cache=cache)
+    other = cache.fork()
+    expected = engine.read(ids)[:, 21:]
+    torch.testing.assert_close(engine.read(ids[:, 21:], cache=cache, pieces=[1, 2, 16]), expected, **EXACT)
+    with torch.inference_mode():
+        torch.testing.assert_close(engine.read(ids[:, 21:], cache=other), expected, **EXACT)
+
+
+def test_everything_is_held_in_the_model_s_dtype():
+    config, ids = slow.settings(ratio=(3,), param=("q", "k", "v", "o")), text(29)
+    exact, engine = (slow.Engine(slow.stock("qwen3", kind), config) for kind in (torch.float64, torch.bfloat16))
+    cache = engine.cache()
+    logits = engine.read(ids, cache=cache)
+    assert {logits.dtype, *(tensor.dtype for layer in cache.layers for tensor in layer.buffers)} == {torch.bfloat16}
+    error = (logits.double() - exact.read(ids)).square().mean().sqrt() / exact.read(ids).std()
+    assert error < 0.15
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -36,13 +36,11 @@ def naive_of(engine):
     return engine.naive(keep_recent=engine.options.keep_recent, lossless=engine.options.lossless_short)
 
 
-def generate(engine, ids, new=20, **settings):
+def generate(engine, ids, new=14, **settings):
     """Generate ``new`` tokens, greedily unless told otherwise; return all that generate returns."""
     settings = {"do_sample": False, "attention_mask": torch.ones_like(ids), "output_logits": True, **settings}
     with engine.installed() as model:
-        return model.generate(
-            ids, min_new_tokens=new, max_new_tokens=new, return_dict_in_generate=True, pad_token_id=0, **settings
-        )
+        return model.generate(ids, max_new_tokens=new, return_dict_in_generate=True, pad_token_id=0, **settings)
 
 
 def check_greedy(engine, sequence, prompt):
@@ -66,7 +64,7 @@ def test_greedy_is_the_loop_by_hand(name, length):
     assert torch.equal(made.sequences, given.sequences)
     for cache in (made.past_key_values, given.past_key_values):
         assert isinstance(cache, beacon.BeaconCache)
-        assert cache.seen == [length + 19]
+        assert cache.seen == [length + 13]
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
@@ -85,7 +83,7 @@ def test_prompts_of_unequal_length_are_answered_as_alone(name):
         check_greedy(engine, together[row, 18 - length :], length)
 
 
-@pytest.mark.parametrize("name", ["interleave", "append", "lossless"])
+@pytest.mark.parametrize("name", ["interleave", "lossless"])
 @pytest.mark.parametrize("way", ["embeddings", "chunks", "no-cache", "cached-chunks"])
 def test_other_ways_to_hand_over_the_prompt(name, way):
     engine, ids = engine_of(name), text(13, rows=2)
@@ -93,7 +91,7 @@ def test_other_ways_to_hand_over_the_prompt(name, way):
     if way == "embeddings":
         given = engine.model.get_input_embeddings()(ids)
         with engine.installed() as model:
-            tokens = model.generate(inputs_embeds=given, max_new_tokens=20, do_sample=False, pad_token_id=0)
+            tokens = model.generate(inputs_embeds=given, max_new_tokens=14, do_sample=False, pad_token_id=0)
         assert torch.equal(tokens, expected[:, 13:])
     else:
         more = {"chunks": {"prefill_chunk_size": 5}, "no-cache": {"use_cache": False}}.get(way)
@@ -114,8 +112,9 @@ def beams_by_hand(engine, prompt, beams, steps):
     return [ids for _, ids in found], torch.tensor([score for score, _ in found])
 
 
-@pytest.mark.parametrize("name", ["interleave", "in-turn", "append", "recent"])
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    ("name", "given"), [("interleave", True), ("append", True), ("in-turn", False), ("recent", False)]
+)
 def test_beam_search_is_the_one_by_hand(name, given):
     # Two prompts: their windows fill at different steps, three beams each.
     engine, lengths, steps = engine_of(name), [13, 6], 9
@@ -139,7 +138,7 @@ def test_beams_change_places():
     assert len(set(moved.tolist())) > 1
 
 
-@pytest.mark.parametrize("name", ["interleave", "append", "recent"])
+@pytest.mark.parametrize("name", ["interleave", "append"])
 def test_samples_are_reproducible_and_each_has_its_own_memory(name):
     engine, ids = engine_of(name), text(13, rows=2)
     settings = {"do_sample": True, "top_k": 0, "temperature": 1.5, "num_return_sequences": 3}
@@ -151,19 +150,23 @@ def test_samples_are_reproducible_and_each_has_its_own_memory(name):
     assert not torch.equal(outputs[0].sequences, outputs[2].sequences)
     sequences, logits = outputs[0].sequences, torch.stack(outputs[0].logits, dim=1)
     assert len({tuple(row) for row in sequences.tolist()}) == 6
-    for row in (0, 2, 5):
+    for row in (0, 4):
         expected = naive_of(engine).read(sequences[row, :-1])[12:]
         torch.testing.assert_close(logits[row], expected.float(), rtol=0, atol=2e-5)
 
 
 def test_tokens_arrive_one_by_one(words):
     engine, ids = engine_of("interleave"), text(13)
-    streamer = TextIteratorStreamer(words, skip_prompt=True, timeout=5)
-    streamer.arrived = []
-    put = streamer.put
-    streamer.put = lambda value: (streamer.arrived.append(value.flatten().tolist()), put(value))
+    arrived = []
+
+    class Noting(TextIteratorStreamer):
+        def put(self, value):
+            arrived.append(value.flatten().tolist())
+            super().put(value)
+
+    streamer = Noting(words, skip_prompt=True, timeout=5)
     output = generate(engine, ids, streamer=streamer)
-    assert streamer.arrived == [ids[0].tolist(), *([token] for token in output.sequences[0, 13:].tolist())]
+    assert arrived == [ids[0].tolist(), *([token] for token in output.sequences[0, 13:].tolist())]
     assert "".join(streamer) == words.decode(output.sequences[0, 13:])
 
 
@@ -172,16 +175,13 @@ def test_a_row_that_has_ended_does_not_disturb_the_others():
     free = generate(engine, ids).sequences
     first, second = free[:, 13:].tolist()
     stop, at = next((token, at) for at, token in enumerate(first) if token not in second)
-    with engine.installed() as model:
-        ended = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=stop, pad_token_id=0
-        )
-    assert at < 19
-    assert ended[0, 13:].tolist() == first[: at + 1] + [0] * (19 - at)
+    ended = generate(engine, ids, eos_token_id=stop).sequences
+    assert at < 13
+    assert ended[0, 13:].tolist() == first[: at + 1] + [0] * (13 - at)
     assert ended[1, 13:].tolist() == second
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["in-turn", "expansion", "lossless"])
 def test_a_conversation_goes_on_in_the_same_cache(name):
     # The whole history is sent again; transformers cuts it by the tokens that the cache has seen.
     engine, cache, history = engine_of(name), engine_of(name).cache(), text(11)
@@ -210,7 +210,9 @@ def test_a_cache_is_repeated_for_several_answers():
     cache.batch_repeat_interleave(3)
     repeated = ids.repeat_interleave(3, dim=0)
     assert cache.seen == [20] * 6
-    torch.testing.assert_close(engine.read(repeated[:, 20:], cache=cache), engine.read(repeated)[:, 20:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        engine.read(repeated[:, 20:], cache=cache), engine.read(repeated)[:, 20:], rtol=0, atol=1e-9
+    )
 
 
 def test_decoding_that_takes_tokens_back_is_refused():

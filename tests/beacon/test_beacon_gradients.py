@@ -63,7 +63,6 @@ def test_gradients_are_those_of_the_slow_writing(scheme, train):
     unused = check_gradients(pairs, loss_of(logits), loss_of(expected))
     # Nothing reads what a beacon is after the last layer's attention.
     last = {f"model.layers.1.self_attn.beacon_{name}_proj.{suffix}" for name in "qo" for suffix in ("weight", "bias")}
-    # A bias on all keys, whatever the query, changes no softmax; these are beacons' alone and do.
     assert unused == last & {name for name, *_ in pairs}
 
 
@@ -159,7 +158,7 @@ def test_a_step_down_the_gradient_lowers_the_loss():
     with engine.installed():
         for _ in range(3):
             loss = engine.model(ids, labels=ids).loss
-            losses.append(float(loss))
+            losses.append(loss.item())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -189,11 +188,22 @@ def test_a_cache_begun_without_gradients_cannot_go_on_with_them():
     )
 
 
-def test_a_window_left_open_in_training_is_continued_or_refused():
+@pytest.mark.parametrize("train", [True, False])
+def test_a_full_window_that_training_left_open_is_not_continued(train):
     engine, _ = trainable("plain")
     engine.model.train()
     cache, ids = engine.cache(), text(16)
     with engine.installed(), torch.no_grad():
         engine.model(ids[:, :8], past_key_values=cache)
+        engine.model.train(train)
         with pytest.raises(ValueError, match="training"):
             engine.model(ids[:, 8:], past_key_values=cache)
+
+
+def test_a_text_begun_with_gradients_goes_on_without():
+    engine, _ = trainable("interleave")
+    ids, cache = text(40), engine.cache()
+    with engine.installed():
+        engine.model(ids[:, :21], past_key_values=cache)
+    got = engine.read(ids[:, 21:], cache=cache, pieces=[1, 1, 17])
+    torch.testing.assert_close(got, engine.read(ids)[:, 21:], rtol=0, atol=1e-9)

@@ -45,7 +45,7 @@ def test_ratio_0_beyond_the_trained_length_is_the_stock_model(kind):
     torch.testing.assert_close(engine.read(ids, pieces=[29] + [1] * 16), model(ids).logits, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("ratio", [(0,), (2,), (3,), (4, 0)], ids=str)
+@pytest.mark.parametrize("ratio", [(3,), (4, 0)], ids=str)
 @pytest.mark.parametrize("kind", [*FIXED, *RESTLESS])
 def test_keys_have_the_speeds_of_the_length_held_now(kind, ratio):
     # The slow writing rotates every key anew with the stock module in every forward pass.
@@ -70,7 +70,8 @@ def test_speeds_follow_the_length_with_our_own_options_too(kind, options):
 
 @pytest.mark.parametrize("kind", RESTLESS)
 def test_a_reset_or_forked_cache_does_not_remember_lengths_of_other_texts(kind):
-    engine, long, short = slow.Engine(model_of(kind), slow.settings(ratio=(2,))), *torch.randint(1, 97, (2, 1, 60))
+    # With ratio 1 the first window is as long as the trained length: no shorter one would reveal what is remembered.
+    engine, long, short = slow.Engine(model_of(kind), slow.settings(ratio=(1,))), *torch.randint(1, 97, (2, 1, 60))
     expected, cache = engine.read(short[:, :18]), engine.cache()
     engine.read(long[:, :10], cache=cache)
     other = cache.fork()
@@ -79,5 +80,8 @@ def test_a_reset_or_forked_cache_does_not_remember_lengths_of_other_texts(kind):
     engine.read(long[:, :10], cache=fresh)
     after = engine.read(short[:, :8], cache=fresh)
     torch.testing.assert_close(engine.read(short[:, :8], cache=other), after, rtol=0, atol=2e-5)
+    forgetful = cache.fork()
+    forgetful.forget()
+    torch.testing.assert_close(engine.read(short[:, :18], cache=forgetful), expected, rtol=0, atol=2e-5)
     cache.reset()
     torch.testing.assert_close(engine.read(short[:, :18], cache=cache), expected, rtol=0, atol=2e-5)

@@ -1,6 +1,7 @@
 """Rows of unequal length, padded on the left: each gives what it gives alone, in prefill and in decoding."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,13 @@ def rows_of(*lengths, more=0):
 
 def check_rows(engine, options, ids, mask, pieces, **tolerance):
     """Compare every real token's logits with those of its row alone, given in the same calls."""
-    logits, cache = (None, engine.cache())
+    skip = options.get("skip", (0, None))
+    cache = engine.cache(skip_first=skip[0], skip_last=skip[1])
     logits = engine.read(ids, cache=cache, mask=mask, pieces=pieces)
     begins = [sum(pieces[:index]) for index in range(len(pieces) + 1)]
     for row, length in enumerate(mask.sum(1).tolist()):
         naive, first = engine.naive(**options), mask.shape[1] - length
-        calls = [ids[row, max(first, begin) : end] for begin, end in zip(begins, begins[1:], strict=False)]
+        calls = [ids[row, max(first, begin) : end] for begin, end in itertools.pairwise(begins)]
         expected = torch.cat([naive.read(call) for call in calls if len(call)])
         torch.testing.assert_close(logits[row, first:], expected, **(tolerance or {"rtol": 0, "atol": 1e-9}))
         assert (cache.seen[row], cache.held[row]) == (length, len(naive.slots))
@@ -60,18 +62,25 @@ def check_rows(engine, options, ids, mask, pieces, **tolerance):
 def test_unequal_rows_are_each_as_alone(name):
     # Prompts shorter than a window, equal to it and above it; then windows fill at different steps.
     engine, options = engine_of(name)
-    ids, mask = rows_of(5, 19, 16, 1, 12, more=19)
+    ids, mask = rows_of(5, 19, 16, 1, more=12)
     # Moving raw keys is one more rotation, in fp32.
     rounding = {"rtol": 0, "atol": 2e-5} if "keep_recent" in options else {}
-    check_rows(engine, options, ids, mask, [19] + [1] * 19, **rounding)
+    check_rows(engine, options, ids, mask, [19] + [1] * 12, **rounding)
 
 
 @pytest.mark.parametrize("name", ["interleave", "append-in-turn", "expansion", "lossless"])
 def test_unequal_rows_in_pieces(name):
     # Pieces in which a row has nothing but padding, ends its window, or gets several tokens after decoding.
     engine, options = engine_of(name)
-    ids, mask = rows_of(3, 14, 10, more=18)
-    check_rows(engine, options, ids, mask, [4, 9, 1, 1, 1, 7, 9])
+    ids, mask = rows_of(3, 14, 10, more=10)
+    check_rows(engine, options, ids, mask, [4, 9, 1, 1, 1, 8])
+
+
+def test_skipped_tokens_of_unequal_rows_are_each_row_s_own():
+    engine, _ = engine_of("carry")
+    engine.config = slow.settings(ratio=(3,))
+    ids, mask = rows_of(2, 19, 10, more=16)
+    check_rows(engine, {"skip": (5, 21)}, ids, mask, [19] + [1] * 16)
 
 
 def test_rows_of_one_length_that_are_not_neighbours():
@@ -83,7 +92,8 @@ def test_rows_of_one_length_that_are_not_neighbours():
 def test_a_row_alone_in_padding():
     engine, options = engine_of("carry")
     ids, mask = rows_of(11, 30, more=4)
-    check_rows(engine, options, ids[:1], mask[:1], [30, 1, 1, 1, 1])
+    for pieces in ([30, 1, 1, 1, 1], [10, 10, 10, 4]):  # the first piece may be nothing but padding
+        check_rows(engine, options, ids[:1], mask[:1], pieces)
 
 
 def test_last_logits_of_unequal_rows():
@@ -106,4 +116,6 @@ def test_rows_can_be_chosen_repeated_and_reordered():
     expected = engine.read(ids[order], mask=mask[order], pieces=[21, 1])[:, -1]
     cache.reorder_cache(order)
     assert cache.seen == [mask[row, :-1].sum() for row in order.tolist()]
-    torch.testing.assert_close(engine.read(ids[order, -1:], mask=mask[order], cache=cache)[:, 0], expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        engine.read(ids[order, -1:], mask=mask[order], cache=cache)[:, 0], expected, rtol=0, atol=2e-5
+    )

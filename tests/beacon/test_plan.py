@@ -1,6 +1,6 @@
 """The window plan of Activation Beacon against a second writing of it that goes token by token."""
 
-from dataclasses import replace
+import json
 from itertools import cycle
 
 import numpy as np
@@ -23,7 +23,10 @@ class Naive:
         self.sink, self.memory, self.tail, self.window = [], [], [], []
         #: tokens seen, first token of the open window, beacons made, raw tokens since the last one
         self.seen = self.begin = self.beacons = self.carried = 0
+        #: beacon -> the token it stands for
+        self.last_token = {}
         self.ratio = self.turns = None
+        self.kept_one, self.rng = False, np.random.default_rng(42)
 
     @property
     def held(self):
@@ -70,11 +73,12 @@ class Naive:
     def add_beacon(self, count=0):
         """Add a beacon and return its position; ``count`` = its number in a window that ends with its beacons."""
         self.beacons, self.carried = self.beacons + 1, 0
+        last = self.begin + count * self.ratio - 1 if count else self.window[-1]
         place = self.add(-self.beacons)
+        self.last_token[-self.beacons] = last
         if self.config.attn != "step-expansion":
             return place
-        share = self.held.index(self.begin + count * self.ratio - 1)
-        return share + (count if self.config.attend_prev else 1)
+        return self.held.index(last) + (count if self.config.attend_prev else 1)
 
     def settle(self):
         """Let go of the completed window."""
@@ -90,20 +94,18 @@ class Naive:
         self.window, self.begin, self.ratio = [], self.seen, None
 
     def next_ratio(self, length):
-        if self.turns is None:
-            self.turns = turns(self.config, length is not None and self.begin + 2 * self.config.window > length)
-        return next(self.turns)
-
-
-def turns(config, no_zero):
-    """Return the ratios of all windows."""
-    valid = [ratio for ratio in config.ratio if ratio == 0 or (ratio <= config.window and config.window % ratio == 0)]
-    if len(config.ratio) == 1:
-        return cycle(config.ratio)
-    if config.ratio_mix == "sequence":
-        return cycle(ratio for ratio in valid if ratio or not no_zero)
-    rng = np.random.default_rng(42)
-    return (valid[rng.integers(len(valid))] for _ in cycle([0]))
+        """Return a window's ratio; ``length`` = tokens of a training text."""
+        given, window = self.config.ratio, self.config.window
+        if len(given) == 1:
+            return given[0]
+        whole_one = length is None or (not self.kept_one and self.begin + 2 * window <= length)
+        valid = [ratio for ratio in given if (window % ratio == 0 if ratio else whole_one)]
+        if self.config.ratio_mix == "sequence":
+            self.turns = self.turns or cycle(valid)
+            return next(self.turns)
+        ratio = valid[self.rng.integers(len(valid))]
+        self.kept_one = self.kept_one or ratio == 0
+        return ratio
 
 
 class Replay:
@@ -141,10 +143,10 @@ class Replay:
 
 
 @st.composite
-def setups(draw, mixes=("sequence", "step-random"), skips=True):
+def setups(draw, skips=True):
     """Draw a config, options and skip arguments."""
     window = draw(st.integers(1, 12))
-    lists = st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 12, 99]), min_size=2, max_size=4)
+    lists = st.lists(st.sampled_from([0, 0, 1, 2, 3, 4, 5, 6, 12, 99]), min_size=2, max_size=4)
     lists = lists.filter(lambda ratios: any(ratio == 0 or window % ratio == 0 for ratio in ratios))
     skip_first = draw(st.integers(0, 7)) if skips else 0
     skip_last = draw(st.none() | st.integers(0, 4).map(lambda count: skip_first + count * window)) if skips else None
@@ -152,7 +154,7 @@ def setups(draw, mixes=("sequence", "step-random"), skips=True):
         window=window,
         stride=window,
         ratio=draw(st.integers(0, 2 * window + 1).map(lambda ratio: [ratio]) | lists),
-        ratio_mix=draw(st.sampled_from(mixes)),
+        ratio_mix=draw(st.sampled_from(["sequence", "step-random"])),
         sink_size=0 if skip_first or skip_last is not None else draw(st.integers(0, window - 1)),
         **draw(
             st.sampled_from([{"pos": "interleave"}, {"pos": "append"}])
@@ -181,13 +183,15 @@ def test_every_pass_is_as_counted_token_by_token(setup, calls):
         assert replay.read(count) == naive.read(count)
         row = replay.row
         assert (row.sink, row.memory, row.tail) == (len(naive.sink), len(naive.memory), len(naive.tail))
+        assert row.tokens() == [naive.last_token.get(label, label) for label in naive.held]
         assert (row.seen, row.open_beacons) == (naive.seen, sum(label < 0 for label in naive.window))
 
 
-@settings(max_examples=200, deadline=None)
-@given(setups(mixes=("sequence",)), st.integers(1, 70))
-def test_a_training_text_is_as_counted_token_by_token(setup, length):
+@settings(max_examples=300, deadline=None)
+@given(setups(), st.integers(0, 5), st.integers(1, 12))
+def test_a_training_text_is_as_counted_token_by_token(setup, windows, more):
     config, options, skips = setup
+    length = skips["skip_first"] + windows * config.window + min(more, config.window)
     # That several ratios may leave none for a short text is tested with the ratios.
     assume(len(config.ratio) == 1 or any(config.valid_ratios))
     naive, replay = Naive(config, options, **skips), begun(setup)
@@ -236,11 +240,14 @@ def test_the_most_slots_are_those_of_the_fullest_moment(setup, calls, training):
     assert promised == fullest
 
 
-@given(setups(), CALLS, CALLS)
-def test_a_copy_goes_its_own_way(setup, before, after):
+@given(setups(), CALLS, CALLS, st.booleans())
+def test_a_copy_goes_its_own_way(setup, before, after, stored):
     original, untouched = begun(setup, before), begun(setup, before)
-    copied, state = original.row.copy(), original.row.state
-    other = Replay(copied)
+    state, other = original.row.state, begun(setup)
+    if stored:
+        other.row.unpack(json.loads(json.dumps(original.row.pack())))
+    else:
+        other.row = original.row.copy()
     other.held, other.beacons = list(original.held), original.beacons
     got = [other.read(count) for count in after]
     assert original.row.state == state
@@ -334,24 +341,3 @@ def test_positions_of_step_expansion(attend_prev, places):
         row = begun((config, MemoryOptions(), {}))
         got = [place for count in calls for _, positions, _, _ in row.read(count) for place in positions]
         assert got == places + [2 + place for place in places]
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "skips", "message"),
-    [
-        ({}, {}, {"skip_first": -1}, "skip_first -1 and skip_last None must be 0 <= first <= last"),
-        ({}, {}, {"skip_first": 5, "skip_last": 4}, "skip_first 5 and skip_last 4 must be 0 <= first <= last"),
-        ({}, {}, {"skip_last": -4}, "skip_first 0 and skip_last -4 must be 0 <= first <= last"),
-        ({"sink_size": 1}, {}, {"skip_first": 2}, "need beacon_sink_size 0, it is 1"),
-        ({"sink_size": 2}, {}, {"skip_last": 0}, "need beacon_sink_size 0, it is 2"),
-        ({}, {}, {"skip_first": 3, "skip_last": 8}, r"whole windows of 4 after skip_first \(3\), got 8"),
-        ({}, {"keep_recent": 5}, {}, r"keep_recent must not exceed beacon_window \(4\), got 5"),
-    ],
-)
-def test_what_does_not_fit_the_windows_is_refused(changes, options, skips, message):
-    config = BeaconConfig(window=4, stride=4, ratio=(2,), **changes)
-    with pytest.raises(ValueError, match=message):
-        RowPlan(config, MemoryOptions(**options), **skips)
-    # What just fits is accepted.
-    for fitting in ({"skip_first": 3, "skip_last": 3}, {"skip_first": 3, "skip_last": 11}, {"skip_last": 0}):
-        assert RowPlan(replace(config, sink_size=0), MemoryOptions(keep_recent=4), **fitting).held == 0

@@ -1,7 +1,7 @@
 """Which ratio a window gets: draws, turns and fits recomputed, and the rules of training."""
 
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from beacon.config import BeaconConfig
+from beacon.config import BeaconConfig, MemoryOptions
+from beacon.plan import RowPlan
 from beacon.ratios import SEED, Ratios, positions_known
 
 RATIOS = (2, 4, 8, 16, 32)
@@ -128,6 +129,32 @@ def test_an_adapted_ratio_may_be_one_among_other_words():
     assert ratios((2, 4), "my-adapt-11-tokens", 4, 10).choose(6, 0) == 4
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "expected", "calls", "ratio"),
+    [
+        ({}, {}, 0, [16], 2),
+        ({}, {}, 0, [17], 4),
+        # The first window chooses when it gets its first beacons, by the tokens that are known then.
+        ({}, {}, 0, [3, 14], 2),
+        ({}, {}, 17, [3, 14], 4),
+        ({}, {}, 16, [3, 13], 2),
+        ({}, {}, 9, [17], 4),
+        ({"pos": "append"}, {}, 0, [3, 14], 4),
+        ({"pos": "append"}, {}, 0, [3, 13], 2),
+        ({}, {"lossless_short": True}, 0, [3, 14], 4),
+        ({}, {"lossless_short": True}, 0, [3, 13], 2),
+    ],
+)
+def test_adapting_goes_by_the_tokens_received_or_expected(changes, options, expected, calls, ratio):
+    # Of 10 positions ratio 2 makes room for (10 - 4) * 2 + 4 = 16 tokens.
+    config = BeaconConfig(window=4, stride=4, ratio=(2, 4), ratio_mix="adapt-0", **changes)
+    row = RowPlan(config, MemoryOptions(**options), Ratios(config, trained_length=10), expected)
+    for end in accumulate(calls):
+        while row.seen < end:
+            row.commit(row.plan(end - row.seen))
+    assert row.memory == (row.seen // 4) * (4 // ratio)
+
+
 def test_training_keeps_one_window_whole_at_most_and_none_that_is_followed_by_less_than_one():
     kept = []
     for seed in range(60):
@@ -139,6 +166,18 @@ def test_training_keeps_one_window_whole_at_most_and_none_that_is_followed_by_le
     # Two whole windows are enough; one token less is not.
     assert 0 in {ratios((0, 2), seed=seed).choose(64, 0, length=128) for seed in range(20)}
     assert {ratios((0, 2), seed=seed).choose(64, 0, length=127) for seed in range(20)} == {2}
+
+
+def test_a_training_text_is_as_long_as_its_call():
+    config, kept = BeaconConfig(window=4, stride=4, ratio=(0, 2)), set()
+    for seed in range(30):
+        row = RowPlan(config, ratios=Ratios(config, 1e6, seed))
+        while row.seen < 15:
+            step = row.plan(15 - row.seen, training=True)
+            kept |= {row.windows} if step.ratio == 0 else set()
+            row.commit(step)
+    # Of the windows that begin at 0, 4, 8 and 12 two are followed by a whole one.
+    assert kept == {0, 1}
 
 
 def test_training_draws_among_what_is_left():
