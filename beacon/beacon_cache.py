@@ -13,9 +13,10 @@ from beacon.budget import Budget
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.int8 import Int8Slots
 from beacon.memory import GradientSlots, Pair, Pass, Slots
-from beacon.plan import RowPlan
+from beacon.plan import RowPlan, Survivors
 from beacon.ratios import SEED, Ratios, positions_known
 from beacon.request import RequestCache
+from flashcore import rope
 from flashcore.hf.cache import cache_bytes
 
 #: kinds of RoPE whose speeds depend on the length read so far
@@ -68,8 +69,9 @@ class BeaconCache(RequestCache):
         kind = Int8Slots if options.int8 else Slots
         super().__init__(layers=[kind() for _ in getattr(decoder, names.layers)])
         self.config, self.options = config, options
-        # A copy: RoPE whose speeds change with the length must not change the model's.
-        self.rotary = copy.deepcopy(getattr(decoder, names.rotary))
+        # Copies: RoPE whose speeds change with the length must not change the model's, nor outlive the text.
+        self.rest = copy.deepcopy(getattr(decoder, names.rotary))
+        self.rotary = copy.deepcopy(self.rest)
         self.restless = any(name in str(getattr(self.rotary, "rope_type", "")) for name in _RESTLESS)
         length = positions_known(model.config)
         self.first = RowPlan(
@@ -78,9 +80,7 @@ class BeaconCache(RequestCache):
         self.plans: list[RowPlan] = []
         #: row -> embeddings [n, hidden] of a first window that was read without beacons (``lossless_short``)
         self.unmarked: dict[int, torch.Tensor] = {}
-        shape = model.config.get_text_config(decoder=True)
-        head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        self.token_bytes = 2 * shape.num_key_value_heads * head * model.dtype.itemsize
+        self.token_bytes = token_bytes(model)
         self.full = list(range(len(self.layers)))
         self.method, self.budget, self.positions, self.probes = None, Budget(ratio=1), "compact", ()
         #: fingerprint of the beacons that made what is held
@@ -152,6 +152,16 @@ class BeaconCache(RequestCache):
                 layer.retune(max(self.held), before, self.rotary.inv_freq)
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
+    def final_turn(self, kept: Survivors, like: torch.Tensor) -> Pair:
+        """Return cos and sin [1, 1, beacons, d] of the places that beacons of a completed window go to.
+
+        With the speeds that the other slots are turned by now: should the next pass change them, all follow together.
+        """
+        places = torch.arange(kept.at, kept.at + kept.beacons, device=like.device)[None, None]
+        cos, sin = rope.tables(places, self.rotary.inv_freq)
+        scaling = self.rotary.attention_scaling
+        return (cos * scaling).to(like.dtype), (sin * scaling).to(like.dtype)
+
     def with_replay(self, run: Pass, embeds: torch.Tensor) -> torch.Tensor:
         """Return the raw tokens [b, n, hidden] to run: with those of a first window that is now read with beacons."""
         if not self.options.lossless_short:
@@ -199,9 +209,9 @@ class BeaconCache(RequestCache):
         for plan in self.plans:
             plan.sink = plan.memory = plan.tail = plan.open_raw = plan.open_beacons = 0
             plan.window_lead = plan.remainder = plan.windows = 0
-            plan.ratio = None
+            plan.ratio, plan.spans = None, ()
             plan.ratios.restart()
-        self.unmarked = {}
+        self.unmarked, self.rotary = {}, copy.deepcopy(self.rest)
         for layer in self.layers:
             layer.reset()
 
@@ -217,6 +227,7 @@ class BeaconCache(RequestCache):
         for layer in self.layers:
             layer.reset()
         self.plans, self.unmarked, self._columns, self.peak = [], {}, 0, 0
+        self.rotary, self.made_by, self.most = copy.deepcopy(self.rest), "", 0
 
     @property
     def rounding(self) -> float:
@@ -274,3 +285,10 @@ class BeaconCache(RequestCache):
             own = {name.split(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(f".{index}")}
             own.pop("unmarked", None)
             layer.unpack(own)
+
+
+def token_bytes(model: Any) -> int:
+    """Return the bytes of one token's keys and values in one layer of a model."""
+    config = model.config.get_text_config(decoder=True)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_key_value_heads * head * model.dtype.itemsize)

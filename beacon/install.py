@@ -74,8 +74,8 @@ def installed(
         options: what goes beyond the reference.
 
     Raises:
-        ValueError: another architecture, weights made for another config, beacons installed already, or attention
-            dropout while training.
+        ValueError: another architecture, a sliding window, weights made for another model or config, beacons installed
+            already, or attention dropout while training.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -91,6 +91,14 @@ def installed(
     if weights.config.param != config.param:
         raise ValueError(
             f"the beacon weights have projections {weights.config.param}, the config asks for {config.param}"
+        )
+    weights.check(model)
+    window = getattr(model.config, "sliding_window", None)
+    sliding = "sliding_attention" in (getattr(model.config, "layer_types", None) or ["sliding_attention"])
+    if window and sliding and window < model.config.max_position_embeddings:
+        raise ValueError(
+            f"the model attends through a sliding window of {window:,} tokens, beacons attend everything: set its "
+            "config's sliding_window to None if it can do without"
         )
     if has_beacons(model):
         raise ValueError("beacons are installed on this model already: leave the other block first")

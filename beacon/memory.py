@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,15 @@ class Pass:
     def step(self) -> WindowStep:
         """Return the step with the most beacons; where rows are alike, theirs."""
         return max(self.steps, key=lambda step: step.beacons)
+
+    @cached_property
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return which columns [b, n + k] of a ragged pass are no padding, and for these the row and the slot."""
+        slots = torch.tensor([step.slots for step in self.steps])[:, None]
+        real = torch.arange(self.step.slots) < slots
+        places = torch.tensor([step.start for step in self.steps])[:, None] + torch.arange(self.step.slots)
+        rows = torch.arange(len(self.steps))[:, None] + self.rows.start
+        return real, rows.expand_as(real)[real], places[real]
 
     @property
     def ends(self) -> list[int]:
@@ -89,14 +99,10 @@ class Slots(CacheLayerMixin):
         step = run.step
         end = max(run.ends)
         if run.ragged:
-            places = torch.tensor([one.start for one in run.steps])[:, None] + torch.arange(step.slots)
-            # Padding lands beyond a row's slots, where later ones overwrite it.
-            self._ready(raw, rows, int(places.max()) + 1)
-            keys, values = self.held()
-            index = torch.arange(rows)[run.rows][:, None].to(keys.device)
+            real, index, places = (where.to(keys.device) for where in run.targets)
             for buffer, own, other in zip((keys, values), raw, beacons or (None, None), strict=True):
                 new = own if other is None else torch.cat((own, other), dim=2)
-                buffer[index, :, places.to(keys.device)] = new.transpose(1, 2)
+                buffer[index, :, places] = new.transpose(1, 2)[real]
         else:
             for buffer, own, other in zip((keys, values), raw, beacons or (None, None), strict=True):
                 merge(buffer[run.rows, :, step.start : end], own, other, step.lead, step.period)

@@ -197,8 +197,13 @@ class RowPlan:
         Args:
             pending: tokens of this call that have not run.
             training: the window that reaches the end of the call gets no beacons and stays open, even when full.
+
+        Raises:
+            ValueError: the text has ended, in training, with a full window.
         """
         size = self.skip_first if self.seen < self.skip_first else self.config.window
+        if self.open_raw == size:
+            raise ValueError("a text that ended in training mode cannot go on: its last window was left open")
         new = min(pending, size - self.open_raw)
         full = self.open_raw + new == size
         if training and new == pending:

@@ -95,6 +95,21 @@ class BeaconWeights(nn.Module):
         added: torch.Tensor = own[name](x)
         return base(x) + added if self.rank else added
 
+    def check(self, model: Any) -> None:
+        """Compare the parameters with what a model needs.
+
+        Raises:
+            ValueError: beacons made for a model of another shape or dtype.
+        """
+        with torch.device("meta"):
+            wanted = BeaconWeights(model, self.config, self.rank).released()
+        own, dtype = self.released(), model.get_input_embeddings().weight.dtype
+        other = sorted(own.keys() ^ wanted.keys())
+        other += [name for name in own.keys() & wanted.keys() if own[name].shape != wanted[name].shape]
+        if other or self.embed_tokens.dtype != dtype:
+            what = f"{other[0]} does not fit" if other else f"they are {self.embed_tokens.dtype}, it is {dtype}"
+            raise ValueError(f"the beacon weights were made for another {model.config.model_type} model: {what}")
+
     def released_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters under the names of released checkpoints (low-rank ones as ``….A`` and ``….B``)."""
         named = {"model.beacon_embed_tokens.weight": self.embed_tokens}

@@ -19,16 +19,17 @@ deviations, where the reference is broken or depends on circumstances:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from beacon.backbones import Backbone, Part, parts
-from beacon.beacon_cache import BeaconCache
+from beacon.beacon_cache import BeaconCache, token_bytes
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.grid import merge, split
 from beacon.memory import Pair, Pass, Settling
@@ -51,7 +52,10 @@ class WindowReader:
         self.embedding, self.final_norm = (getattr(self.decoder, name) for name in (names.embedding, names.final_norm))
         self.parts = parts(self.decoder, names)
         #: fingerprint of the beacons; none while they are trained
-        self.name = "" if any(weight.requires_grad for weight in weights.parameters()) else weights.fingerprint()
+        self.name = "" if any(each.requires_grad for each in weights.parameters()) else weights.fingerprint()
+        self.token_bytes = token_bytes(model)
+        #: empty caches of transformers that a BeaconCache took the place of
+        self.replaced: WeakSet[Cache] = WeakSet()
         #: how many of the last hidden states the caller will use; 0 = all
         self.needed = 0
 
@@ -78,9 +82,10 @@ class WindowReader:
         if inputs_embeds is None:
             inputs_embeds = self.embedding(input_ids)
         cache = self._cache(past_key_values)
+        returned = None if use_cache is False and past_key_values is None else cache
         rows, columns = inputs_embeds.shape[:2]
         new = cache.begin(columns, attention_mask, position_ids, rows)
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights.parameters()):
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (inputs_embeds, *self._parameters())):
             cache.differentiable()
         try:
             hidden = self._read(cache, inputs_embeds, new)
@@ -88,11 +93,21 @@ class WindowReader:
             cache.abandon()
             raise
         cache.finish(columns)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=returned)
+
+    def _parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yield every parameter that gradients could be wanted for."""
+        yield from self.weights.parameters()
+        yield from self.decoder.parameters()
 
     def _cache(self, given: Cache | None) -> BeaconCache:
         """Return the cache to use: the one given, or a new one in place of none or of an empty stock cache."""
         if isinstance(given, BeaconCache):
+            if len(given.layers) != len(self.parts) or given.token_bytes != self.token_bytes:
+                raise ValueError(
+                    f"the cache was made for a model of {len(given.layers)} layers of {given.token_bytes:,} bytes a "
+                    f"token, this one has {len(self.parts)} of {self.token_bytes:,}: make it for this model"
+                )
             if given.made_by and self.name and given.made_by != self.name:
                 raise ValueError(
                     f"the cache was made by other beacons ({given.made_by}) than those installed ({self.name}): "
@@ -104,6 +119,13 @@ class WindowReader:
             raise ValueError(
                 f"beacons cannot go on from a {type(given).__name__} that holds tokens: give a BeaconCache"
             )
+        if given in self.replaced:
+            raise ValueError(
+                f"this {type(given).__name__} stayed empty, a BeaconCache took its place: go on with the output's "
+                "past_key_values"
+            )
+        if given is not None:
+            self.replaced.add(given)
         return BeaconCache(self.model, self.config, self.options)
 
     def _read(self, cache: BeaconCache, embeds: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
@@ -124,7 +146,7 @@ class WindowReader:
 
         def kind(row: int) -> tuple[object, ...]:
             alike = (new[row], *plans[row].state)
-            replays = self.options.lossless_short and plans[row].windows == 0
+            replays = plans[row].options.lossless_short and plans[row].windows == 0
             return ("one",) if new[row] == 1 and not replays else alike
 
         for _, run in groupby(range(len(plans)), key=kind):
@@ -135,6 +157,8 @@ class WindowReader:
         """Run the tokens ``embeds`` [b, n, hidden] of rows that go together; return the last ``needed`` states."""
         plans = cache.plans[rows]
         total = embeds.shape[1]
+        if not total:  # nothing but padding
+            return embeds
         alike = all(plan.state == plans[0].state for plan in plans)
         room = 0
         if alike and total > 1:
@@ -184,7 +208,7 @@ class WindowReader:
                 states = self._attended(index, part, states, mine, others, view, held)
             elif wanted:
                 states = self._last(part, states, mine, others, view, held, wanted)
-            if plain is not None and len(moves) < len(run.steps):
+            if plain is not None and any(one.survivors is None for one in run.steps):
                 slots.hold(run, plain, rows)
             for move in moves:
                 own = slice(move.rows.start - run.rows.start, move.rows.stop - run.rows.start)
@@ -261,6 +285,7 @@ class _View:
     last_end: int
     """slots up to the last raw token, of the longest row"""
     device: torch.device
+    specs: dict[tuple[float, bool], AttentionSpec] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cache: BeaconCache, run: Pass, like: torch.Tensor) -> _View:
@@ -289,14 +314,15 @@ class _View:
 
     def spec(self, scale: float, last: bool = False) -> AttentionSpec:
         """Return how queries attend; ``last`` = there is one, the last raw token's."""
-        if not self.run.ragged:
-            mask = None if last or self.run.step.expansion is None else _expansion(self.run, self.device)
-            return AttentionSpec(causal=True, scale=scale, mask=mask)
-        ends = [one.start + 1 for one in self.run.steps] if last else self.run.ends
-        counts = [1 if last else one.slots for one in self.run.steps]
-        mask = None if last or self.run.step.expansion is None else _expansion(self.run, self.device)
-        lengths, queries = (torch.tensor(numbers) for numbers in (ends, counts))
-        return AttentionSpec(causal=True, scale=scale, lengths=lengths, query_lengths=queries, mask=mask)
+        if (scale, last) not in self.specs:
+            expands = not last and any(step.expansion is not None for step in self.run.steps)
+            options: dict[str, Any] = {"mask": _expansion(self.run, self.device)} if expands else {}
+            if self.run.ragged:
+                ends = [step.start + 1 for step in self.run.steps] if last else self.run.ends
+                options["lengths"] = torch.tensor(ends)
+                options["query_lengths"] = torch.tensor([1 if last else step.slots for step in self.run.steps])
+            self.specs[scale, last] = AttentionSpec(causal=True, scale=scale, **options)
+        return self.specs[scale, last]
 
 
 def _moves(cache: BeaconCache, run: Pass, like: torch.Tensor) -> Iterator[Settling]:
@@ -307,8 +333,7 @@ def _moves(cache: BeaconCache, run: Pass, like: torch.Tensor) -> Iterator[Settli
     for which, step in wholes + single:
         kept = step.survivors
         if kept is not None:
-            turn = cache.turn(torch.arange(kept.at, kept.at + kept.beacons)[None], like)
-            yield Settling(which, step, kept, turn, cache.rotary.inv_freq)
+            yield Settling(which, step, kept, cache.final_turn(kept, like), cache.rotary.inv_freq)
 
 
 def _expansion(run: Pass, device: torch.device) -> MaskFunction:

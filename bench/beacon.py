@@ -11,8 +11,8 @@ half of the free memory). Both run on the CPU. Beacons have untrained projection
 looked at, so the text is random, and a length beyond the trained one changes nothing. Every cell (ratio or full
 attention, and length) is a process of its own, in which both sides alternate: three rounds up to 8K tokens, one beyond.
 The limit is what ``bench.flops`` counts; a share above 1 is the kernel's doing, and the last layer's, which runs for
-one token only. Cells that are done are kept in ``out/bench/beacon.jsonl``; a summary (``beacon.json``) and plots are
-written beside it.
+one token only. KV bytes are those held, room to grow included. Cells that are done are kept in
+``out/bench/beacon.jsonl``; a summary (``beacon.json``) and plots are written beside it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -34,7 +34,7 @@ class Stopped(Exception):
     """Nobody waits for the answer any more."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
     """One question under way, as its worker and whoever waits for it see it."""
 
@@ -74,8 +74,7 @@ class Desk:
         self._kept: tuple[Source, Prefix, bool] | None = None
         #: what has kept the compression contract with this model, and need not show it again
         self._verified: set[tuple[str, str]] = set()
-        self._run = _Run()
-        self._closed = False
+        self._runs: set[_Run] = set()
         #: how many questions were answered
         self.answers = 0
 
@@ -103,10 +102,14 @@ class Desk:
             self._loaded = longllm.load(self.model, dtype=self.dtype)
         return self._loaded
 
+    def stop(self) -> None:
+        """Stop what is under way, within one layer of the model; its iterator ends with a note that says so."""
+        for run in list(self._runs):
+            run.stop.set()
+
     def close(self) -> None:
-        """Stop what is under way and wait until it has ended."""
-        self._closed = True
-        self._run.stop.set()
+        """Stop what is under way, wait until it has ended, and answer nothing more."""
+        self.stop()
         self._worker.shutdown(cancel_futures=True)
 
     def __call__(
@@ -114,7 +117,7 @@ class Desk:
     ) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Yield (the answer so far, figures): of the reading while it lasts, none while writing, all at the end.
 
-        Closing the iterator stops the work within one layer of the model.
+        Closing the iterator stops the work, as ``stop`` does.
 
         Args:
             document: a document of the catalog, or a file.
@@ -135,6 +138,7 @@ class Desk:
         wish = Wish(method, 0.0 if method in self.unrated else ratio)  # type: ignore[arg-type]
         text = _read_document(document)
         run = _Run()
+        self._runs.add(run)
         work = self._worker.submit(self._answer, run, text, wish, question, question_aware)
         work.add_done_callback(lambda _: run.news.put(None))
         try:
@@ -144,26 +148,26 @@ class Desk:
                 try:
                     news = run.news.get(timeout=_BEAT)
                 except queue.Empty:
-                    yield answer, None if answer else run.so_far()
-                    continue
+                    news = (answer, None if answer else run.so_far())
+                if run.stop.is_set():
+                    yield answer, {"note": "Stopped."}
+                    return
                 if news is None:
                     break
                 answer = news[0]
                 yield news
-            with contextlib.suppress(Stopped, CancelledError):
-                work.result()  # raises what the worker raised
+            work.result()  # raises what the worker raised
         finally:
             run.stop.set()
+            self._runs.discard(run)
 
     def _answer(self, run: _Run, document: catalog.Document, wish: Wish, question: str, question_aware: bool) -> None:
         """Read and answer in the worker's thread; put what comes into ``run.news``."""
         import longllm
         from commands.ask_reading import figures
 
-        self._run = run
-        # Asked after the line above, so that close() either finds this run or is noticed here.
-        if self._closed or run.stop.is_set():
-            return
+        if run.stop.is_set():
+            raise Stopped
         loaded = self.load()
         text = ""
         with _watched(loaded.model, run):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
 
@@ -13,33 +13,29 @@ from demos.serving import free_port, serve
 
 TYPES = [".txt", ".md", ".html", ".pdf"]
 EXAMPLE = "sotu/1963-kennedy"
+EMPTY = {"note": "The figures of an answer appear here."}
 LEAD = "# Ask a long document\nThe model reads all of it, however long, into a KV cache that stays small."
 
 
-class Desk(Protocol):
-    """What answers: called with document, method, ratio, question, and whether the question steers the reading."""
+def build(fn: Any) -> gr.Blocks:
+    """Return the page.
 
-    documents: Sequence[str]
-    methods: Sequence[str]
-    unrated: Sequence[str]
-
-    def __call__(self, *asked: Any) -> Iterator[tuple[str, dict[str, Any] | None]]: ...
-
-
-def build(fn: Desk) -> gr.Blocks:
-    """Return the page; ``fn`` answers."""
+    Args:
+        fn: what answers. Called with document, method, ratio, question and whether the question steers the reading, it
+            yields pairs of text and figures; it has ``documents``, ``methods``, ``unrated`` methods and ``stop()``.
+    """
 
     def ask(name: str, file: str | None, method: str, ratio: float, aware: bool, question: str) -> Iterator[Any]:
         try:
             for text, figures in fn(file or name, method, ratio, question, aware):
                 yield text, gr.skip() if figures is None else panel(figures)
         except (ValueError, OSError, ImportError) as error:
-            yield gr.skip(), panel(None, str(error))
+            yield gr.skip(), panel({"note": str(error)})
             # A toast renders HTML, and the message may quote what was typed or uploaded.
             raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
 
     names, methods = list(fn.documents), list(fn.methods)
-    chosen = EXAMPLE if EXAMPLE in names else next(iter(names), None)
+    chosen = EXAMPLE if EXAMPLE in names else None
     page = gr.Blocks(title="Ask a long document", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
     with page:
         gr.Markdown(LEAD)
@@ -62,10 +58,11 @@ def build(fn: Desk) -> gr.Blocks:
                     with gr.Column(scale=3, min_width=280):
                         answer = gr.Textbox(label="Answer", lines=9, max_lines=30, interactive=False)
                     with gr.Column(scale=2, min_width=280):
-                        costs = gr.HTML(panel(None), label="What it cost", js_on_load=None)
-        asked = gr.on([question.submit, go.click], ask, [name, file, method, ratio, aware, question],
-                      [answer, costs], api_name="ask", show_progress="minimal", show_progress_on=answer)  # fmt: skip
-        stop.click(lambda: panel(None, "Stopped."), outputs=costs, cancels=asked, queue=False, api_name="stop")
+                        costs = gr.HTML(panel(EMPTY), label="What it cost", js_on_load=None)
+        gr.on([question.submit, go.click], ask, [name, file, method, ratio, aware, question], [answer, costs],
+              api_name="ask", show_progress="minimal", show_progress_on=answer)  # fmt: skip
+        # Not gradio's own cancelling: a step that is on its way then may arrive later, and stay.
+        stop.click(fn.stop, queue=False, api_name="stop")
         method.change(lambda it: gr.Slider(interactive=it not in fn.unrated), method, ratio, api_name="rated")
     return page
 

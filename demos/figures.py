@@ -7,18 +7,18 @@ from html import escape
 from typing import Any
 
 
-def panel(figures: dict[str, Any] | None, said: str = "The figures of an answer appear here.") -> str:
-    """Return the panel for the figures of a reading under way, of an answer, or (None) of neither.
+def panel(figures: dict[str, Any]) -> str:
+    """Return the panel for the figures of a reading under way or of an answer, or for a note in their place.
 
     Text that comes from documents and models is escaped.
 
-    >>> panel(None)
-    '<section class="figures"><p class="dim">The figures of an answer appear here.</p></section>'
+    >>> panel({"note": "Stopped."})
+    '<section class="figures"><p class="dim">Stopped.</p></section>'
     >>> "8.0 times smaller" in panel({"kv_bytes": 1e6, "kv_bytes_full": 8e6, "tokens_seen": 7, "seconds": 1.0})
     True
     """
-    if figures is None:
-        return f'<section class="figures"><p class="dim">{escape(said)}</p></section>'
+    if "note" in figures:
+        return f'<section class="figures"><p class="dim">{escape(figures["note"])}</p></section>'
     parts = list(_cache(figures) if "kv_bytes" in figures else _progress(figures))
     parts.append(f"<dl>{''.join(_facts(figures))}</dl>")
     parts += [f'<p class="dim">{escape(str(line))}</p>' for line in _plan(figures)]

@@ -132,7 +132,10 @@ class ActivationBeacon(Method):
             return _with(known, window, int(budget.ratio), sink)
         if not expected:
             raise ValueError(f"a budget of {budget} becomes a ratio only for a text of known length: give a ratio")
-        slots = budget.capacity(expected, rows=1, row_slot_bytes=_slot_bytes(model), fixed_bytes=0)
+        from beacon.beacon_cache import token_bytes
+
+        slot = token_bytes(model) * model.config.num_hidden_layers
+        slots = budget.capacity(expected, rows=1, row_slot_bytes=slot, fixed_bytes=0)
         while window >= _SMALLEST:
             for ratio in (0, *(2**power for power in range(1, window.bit_length()))):
                 config = _with(known, window, ratio, sink)
@@ -152,10 +155,3 @@ class ActivationBeacon(Method):
 def _with(known: BeaconConfig, window: int, ratio: int, sink: int) -> BeaconConfig:
     """Return a config with another window, one ratio and another sink."""
     return dataclasses.replace(known, window=window, stride=window, ratio=(ratio,), sink_size=sink)
-
-
-def _slot_bytes(model: Any) -> int:
-    """Return the bytes of one token's keys and values in all layers."""
-    config = model.config.get_text_config(decoder=True)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_key_value_heads * head * config.num_hidden_layers * model.dtype.itemsize)

@@ -88,7 +88,7 @@ class NaiveBeacon:
 
     def forward(self, part: torch.Tensor, full: bool) -> torch.Tensor:
         """Run raw tokens [n, hidden] and the beacons due among them; return the states of the raw ones."""
-        config, ratio, before = self.config, self.ratio, len(self.slots)
+        config, ratio, before = self.config, self.ratio or 0, len(self.slots)
         window = before - sum(slot in "rb" for slot in self.slots)
         if not ratio:
             kinds = [False] * len(part)

@@ -107,8 +107,10 @@ def test_last_logits_of_unequal_rows():
             torch.testing.assert_close(some[real], every[:, -keep:][real], rtol=0, atol=1e-9)
 
 
-def test_rows_can_be_chosen_repeated_and_reordered():
-    engine, _ = engine_of("recent")
+@pytest.mark.parametrize("name", ["recent", "lossless"])
+def test_rows_can_be_chosen_repeated_and_reordered(name):
+    # The last token completes the first row's first window.
+    engine, _ = engine_of(name)
     ids, mask = rows_of(5, 19, 12, more=3)
     cache = engine.cache()
     engine.read(ids[:, :-1], mask=mask[:, :-1], cache=cache)

@@ -5,7 +5,7 @@ from itertools import accumulate, islice, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
@@ -104,6 +104,7 @@ def longest(ratio, window, positions):
     )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_adapting_takes_the_least_ratio_whose_slots_fit(data):
     window = data.draw(st.sampled_from([4, 6, 12]))
@@ -204,6 +205,7 @@ def test_training_does_not_adapt_or_draw_0_where_it_may_not(mix):
         ratios((0, 63), mix).choose(10, 192, length=200)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["step-random", "instance-random", "sequence", "adapt-8"]), st.integers(0, 6), st.booleans())
 def test_a_copy_goes_its_own_way(mix, before, training):
     length = 2000 if training else None

@@ -15,6 +15,7 @@ import beacon
 import beacon.windows
 from bench import beacon as bench
 from bench import flops, hotspots
+from bench.timing import Duel
 
 #: window, ratio, tokens: dividing or not, an open window, a beacon beside the last token, fewer tokens than a window
 WORK = [(8, 2, 40), (8, 4, 43), (8, 3, 29), (8, 16, 40), (8, 8, 5), (4, 1, 9)]
@@ -138,12 +139,14 @@ def test_a_peer_short_of_memory_reads_in_chunks_to_the_same_cache(settings):
     need = 100 * 4 * (2 * 2 * 2 * 8 + 8 * 32 + 3 * 64)
     assert bench.peer_chunk(sides.model, 100, 2 * need) == 100
     assert bench.peer_chunk(sides.model, 100, 2 * need - 2) == bench.PEER_CHUNK
-    caches = []
+    caches, parts = [], []
+    sides.peer.register_forward_pre_hook(lambda model, args: parts.append(args[0].shape[1]))
     for chunk in (100, 30):
         sides.peer_chunk = chunk
         with torch.inference_mode():
             sides.read_plainly()
         caches.append(sides.caches["theirs"])
+    assert parts == [100, 30, 30, 30, 10]
     for whole, pieces in zip(*(cache.layers for cache in caches), strict=True):
         torch.testing.assert_close(pieces.keys, whole.keys)
 
@@ -163,6 +166,20 @@ def test_a_cell_reports_bytes_slots_and_times_of_its_ratio(settings, ratio):
     assert min(row[name] for name in ("prefill_seconds", "peer_prefill_seconds", "decode_ms", "peer_decode_ms")) > 0
     assert row["peak_bytes"] >= 0
     json.dumps(row)
+
+
+@pytest.mark.parametrize(("ratio", "tokens"), [(4, 16), (32, 32)])
+def test_times_are_given_per_token_and_as_times_as_fast(settings, ratio, tokens, monkeypatch):
+    def stopwatch(ours, theirs, runs, warmup):
+        ours(), theirs()
+        return Duel(0.32, 0.64, 0.5, (0.4, 0.8), runs)
+
+    monkeypatch.setattr(bench, "duel", stopwatch)
+    row = bench.measure(settings, f"x{ratio}", 128)
+    assert (row["prefill_seconds"], row["peer_prefill_seconds"]) == (0.32, 0.64)
+    assert (row["speedup"], row["speedup_quartiles"]) == (2, [1.25, 2.5])
+    # A whole period of beacons is decoded at once.
+    assert (row["decode_ms"], row["peer_decode_ms"]) == (320 / tokens, 640 / tokens)
 
 
 def test_the_command_of_a_cell_prints_its_row(settings, monkeypatch, capsys):
@@ -291,6 +308,18 @@ def test_the_profile_names_what_time_goes_to_and_puts_the_module_back():
     assert all(found[kind] > 0 for kind in ("linear", "copies", hotspots.ARITHMETIC))
     assert list(found) == sorted(found, key=lambda kind: -found[kind])
     assert "attention" in hotspots.summary(found, seconds, seconds).splitlines()[0]
+
+
+def test_work_within_attention_is_attention_and_a_copy_within_a_linear_layer_is_linear():
+    def event(name, parent=None):
+        return types.SimpleNamespace(name=name, cpu_parent=parent)
+
+    inner = event("aten::linear", event(hotspots.MARK, event("outside")))
+    assert hotspots.kind(event("aten::mm", inner)) == "attention"
+    assert hotspots.kind(event("aten::copy_", event("aten::linear"))) == "linear"
+    assert hotspots.kind(event("aten::copy_", event("aten::cat", event("outside")))) == "copies"
+    assert hotspots.kind(event("aten::slice")) == "views"
+    assert hotspots.kind(event("aten::silu")) == hotspots.ARITHMETIC
 
 
 def test_a_reading_is_profiled_down_to_its_attention(settings):

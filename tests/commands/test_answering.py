@@ -117,6 +117,19 @@ def test_a_stopped_reading_ends_soon_and_leaves_the_model_as_it_was(desk: Desk, 
     assert desk.answers == 2
 
 
+def test_stop_ends_the_iteration_with_a_note_and_the_next_question_is_answered(
+    desk: Desk, novel: str, short: str
+) -> None:
+    reading = desk(novel, "streaming", 8, "who?")
+    next(reading)
+    desk.stop()
+    begun = time.monotonic()
+    assert list(reading)[-1] == ("", {"note": "Stopped."})
+    assert time.monotonic() - begun < 1.5
+    assert answered(desk, short, "full", 1, "who?")
+    assert desk.answers == 1
+
+
 def test_a_reading_says_how_far_it_is_and_what_is_wrong_with_the_ratio(
     desk: Desk, novel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

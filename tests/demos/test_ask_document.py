@@ -42,7 +42,7 @@ class FakeDesk:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
-        self.closed = threading.Event()
+        self.closed, self.stopped = threading.Event(), threading.Event()
 
     def __call__(self, *asked: Any) -> Iterator[tuple[str, dict[str, Any] | None]]:
         self.asked.append(asked)
@@ -51,7 +51,7 @@ class FakeDesk:
             raise ValueError("no <document> of that name")
         try:
             yield "", {"tokens_read": 1000, "tokens_seen": 4000, "seconds": 0.5}
-            while question == "forever":
+            while question == "forever" and not self.stopped.is_set():
                 time.sleep(0.02)
                 yield "", None
             for count in range(1, len(WORDS) + 1):
@@ -59,6 +59,9 @@ class FakeDesk:
             yield "".join(WORDS), FIGURES
         finally:
             self.closed.set()
+
+    def stop(self) -> None:
+        self.stopped.set()
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +111,23 @@ def test_a_mistake_is_one_line_without_traceback(client: Client, capfd: pytest.C
     job = client.submit("moby-dick", None, "auto", 4, False, "refuse", api_name="/ask")
     with pytest.raises(AppError, match=r"^no &lt;document&gt; of that name$"):
         job.result(timeout=20)
-    assert job.outputs()[-1][1] == panel(None, "no <document> of that name")
+    assert job.outputs()[-1][1] == panel({"note": "no <document> of that name"})
     out, error = capfd.readouterr()
     assert "Traceback" not in out + error
 
 
-def test_stopping_closes_what_answers(client: Client, desk: FakeDesk) -> None:
+def test_stop_reaches_what_answers(client: Client, desk: FakeDesk) -> None:
+    desk.stopped.clear()
+    job = client.submit("moby-dick", None, "auto", 4, False, "forever", api_name="/ask")
+    with pytest.raises(TimeoutError):
+        job.result(timeout=0.5)
+    client.predict(api_name="/stop")
+    job.result(timeout=10)
+
+
+def test_whoever_leaves_closes_what_answers(client: Client, desk: FakeDesk) -> None:
     desk.closed.clear()
+    desk.stopped.clear()
     job = client.submit("moby-dick", None, "auto", 4, False, "forever", api_name="/ask")
     deadline = time.monotonic() + 10
     while not job.outputs() and time.monotonic() < deadline:
@@ -161,9 +174,7 @@ def test_the_page_offers_what_the_desk_offers_and_every_event_has_a_name() -> No
     assert parts["Document"]["value"] == "sotu/1963-kennedy"
     assert (parts["Ratio"]["minimum"], parts["Ratio"]["maximum"]) == (1, 32)
     assert {"Question", "Answer", "What it cost"} <= parts.keys()
-    # What the browser does alone, such as cancelling, has no function to name.
-    named = [event["api_name"] for event in config["dependencies"] if event["backend_fn"]]
-    assert sorted(named) == ["ask", "rated", "stop"]
+    assert sorted(event["api_name"] for event in config["dependencies"]) == ["ask", "rated", "stop"]
     # Enter in the question box asks, as the button does.
     (asks,) = [event for event in config["dependencies"] if event["api_name"] == "ask"]
     assert {trigger for _, trigger in asks["targets"]} == {"submit", "click"}

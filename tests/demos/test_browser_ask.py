@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -66,6 +67,11 @@ class Visitor:
         self.field(label).send_keys(Keys.ENTER)
         self.wait(lambda: self.field(label).get_attribute("value") == expected)
 
+    def bring(self, file: Path) -> None:
+        """Upload a file."""
+        self.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+        self.wait(lambda: file.stem in self.driver.find_element(By.CSS_SELECTOR, ".drop").text)
+
     def ask(self, question: str) -> None:
         self.field("Question").clear()
         self.field("Question").send_keys(question, Keys.ENTER)
@@ -119,7 +125,17 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def visitor(driver: Chrome, address: str) -> Visitor:
+    # The browser needs a core too, and threads that wait for one another all wait for the one it takes.
+    torch.set_num_threads(1)
     return Visitor(driver, address)
+
+
+@pytest.fixture
+def ship(tmp_path: Path) -> Path:
+    """A short text to upload."""
+    file = tmp_path / "ship.md"
+    file.write_text(SHIP)
+    return file
 
 
 def test_a_document_of_the_catalog_is_asked_by_keyboard_and_nothing_leaves_the_machine(
@@ -148,13 +164,9 @@ def test_a_document_of_the_catalog_is_asked_by_keyboard_and_nothing_leaves_the_m
     assert [url for url in sent if not url.startswith(visitor.address)] == []
 
 
-def test_an_uploaded_file_is_read_and_read_once_for_two_questions(
-    visitor: Visitor, driver: Chrome, tmp_path: Path
-) -> None:
-    (tmp_path / "ship.md").write_text(SHIP)
+def test_an_uploaded_file_is_read_once_for_two_questions(visitor: Visitor, driver: Chrome, ship: Path) -> None:
     visitor.arrive(dark=True)
-    driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(tmp_path / "ship.md"))
-    visitor.wait(lambda: "ship.md" in driver.find_element(By.CSS_SELECTOR, ".drop").text)
+    visitor.bring(ship)
     visitor.ask("Who was the captain of the Union?")
     visitor.wait(lambda: "KV cache" in visitor.figures)
     assert "Webster" in visitor.answer
@@ -181,7 +193,7 @@ def test_an_empty_question_is_answered_with_a_hint(visitor: Visitor, driver: Chr
     visitor.keep("ask_narrow.png")
 
 
-def test_stop_ends_a_long_reading_and_the_next_question_is_answered(visitor: Visitor, tmp_path: Path) -> None:
+def test_stop_ends_a_long_reading_and_the_next_question_is_answered(visitor: Visitor, ship: Path) -> None:
     visitor.arrive()
     visitor.choose("Document", "moby", "moby-dick")
     visitor.ask("Who is the captain of the Pequod?")
@@ -189,7 +201,7 @@ def test_stop_ends_a_long_reading_and_the_next_question_is_answered(visitor: Vis
     visitor.keep("ask_reading.png")
     visitor.press("Stop")
     visitor.wait(lambda: visitor.figures == "Stopped.", 10)
-    visitor.choose("Method", "retrieve", "retrieve")
-    visitor.press("Ask")
-    visitor.wait(lambda: "spans" in visitor.figures and "tokens/s" in visitor.figures)
-    assert visitor.answer
+    visitor.bring(ship)
+    visitor.ask("Who was the captain of the Union?")
+    visitor.wait(lambda: "KV cache" in visitor.figures)
+    assert "Webster" in visitor.answer
