@@ -153,9 +153,10 @@ class Slots(CacheLayerMixin):
     def moved_raw(self, move: Settling, keys: torch.Tensor, values: torch.Tensor, at: int) -> Pair | None:
         """Return the raw slots that stay of a window, turned to ``at`` and after; None if they stay where they are."""
         kept = move.kept
-        if not kept.raw or move.step.window + kept.raw[0] == at:
+        before = [move.step.window + place for place in kept.raw]
+        if before == list(range(at, at + len(before))):
             return None
-        old = torch.tensor([move.step.window + place for place in kept.raw])
+        old = torch.tensor(before)
         places = old.to(keys.device)
         turned = rope.rerotate(keys[:, :, places], old, torch.arange(at, at + len(old)), move.inv_freq)
         return turned, values[:, :, places]

@@ -14,7 +14,9 @@ from demos.serving import free_port, serve
 TYPES = [".txt", ".md", ".html", ".pdf"]
 EXAMPLE = "sotu/1963-kennedy"
 EMPTY = {"note": "The figures of an answer appear here."}
-LEAD = "# Ask a long document\nThe model reads all of it, however long, into a KV cache that stays small."
+LEAD = """# Ask a long document
+The model reads the whole document. What it remembers of it, the KV cache, can be compressed: the panel shows by how much.
+"""
 
 
 def build(fn: Any) -> gr.Blocks:
@@ -60,7 +62,7 @@ def build(fn: Any) -> gr.Blocks:
                     with gr.Column(scale=2, min_width=280):
                         costs = gr.HTML(panel(EMPTY), label="What it cost", js_on_load=None)
         gr.on([question.submit, go.click], ask, [name, file, method, ratio, aware, question], [answer, costs],
-              api_name="ask", show_progress="minimal", show_progress_on=answer)  # fmt: skip
+              api_name="ask", show_progress="hidden")  # fmt: skip
         # Not gradio's own cancelling: a step that is on its way then may arrive later, and stay.
         stop.click(fn.stop, queue=False, api_name="stop")
         method.change(lambda it: gr.Slider(interactive=it not in fn.unrated), method, ratio, api_name="rated")

@@ -190,18 +190,18 @@ def test_an_empty_question_is_answered_with_a_hint(visitor: Visitor, driver: Chr
     assert visitor.answer == ""
     # A narrow window shows everything without scrolling sideways.
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 420
-    visitor.keep("ask_narrow.png")
+    visitor.keep("ask_hint.png")
 
 
 def test_stop_ends_a_long_reading_and_the_next_question_is_answered(visitor: Visitor, ship: Path) -> None:
-    visitor.arrive()
+    visitor.arrive(width=420)
     visitor.choose("Document", "moby", "moby-dick")
     visitor.ask("Who is the captain of the Pequod?")
     visitor.wait(lambda: "of 312," in visitor.figures)
-    visitor.keep("ask_reading.png")
     visitor.press("Stop")
     visitor.wait(lambda: visitor.figures == "Stopped.", 10)
     visitor.bring(ship)
     visitor.ask("Who was the captain of the Union?")
     visitor.wait(lambda: "KV cache" in visitor.figures)
     assert "Webster" in visitor.answer
+    visitor.keep("ask_narrow.png")
