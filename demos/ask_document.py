@@ -15,7 +15,7 @@ TYPES = [".txt", ".md", ".html", ".pdf"]
 EXAMPLE = "sotu/1963-kennedy"
 EMPTY = {"note": "The figures of an answer appear here."}
 LEAD = """# Ask a long document
-The model reads the whole document. What it remembers of it, the KV cache, can be compressed: the panel shows by how much.
+The model reads the whole document. What it remembers of it, the KV cache, can be compressed: see by how much.
 """
 
 

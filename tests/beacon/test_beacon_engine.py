@@ -187,12 +187,12 @@ def test_a_cache_begun_in_inference_mode_goes_on_outside_of_it():
     engine, ids = slow.Engine(slow.stock("llama"), slow.settings(ratio=(3,))), text(40)
     cache = engine.cache()
     with torch.inference_mode():
-        engine.read(ids[:, :21], pieces=[10] + [1] * 11, cache=cache)
+        engine.read(ids[:, :18], pieces=[10] + [1] * 8, cache=cache)
     other = cache.fork()
-    expected = engine.read(ids)[:, 21:]
-    torch.testing.assert_close(engine.read(ids[:, 21:], cache=cache, pieces=[1, 2, 16]), expected, **EXACT)
+    expected = engine.read(ids)[:, 18:]
+    torch.testing.assert_close(engine.read(ids[:, 18:], cache=cache, pieces=[1, 2, 19]), expected, **EXACT)
     with torch.inference_mode():
-        torch.testing.assert_close(engine.read(ids[:, 21:], cache=other), expected, **EXACT)
+        torch.testing.assert_close(engine.read(ids[:, 18:], cache=other), expected, **EXACT)
 
 
 def test_everything_is_held_in_the_model_s_dtype():
@@ -205,21 +205,37 @@ def test_everything_is_held_in_the_model_s_dtype():
     assert error < 0.15
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_no_mask_is_made_for_full_coverage(scheme, monkeypatch):
-    specs, attention = [], beacon.windows.attention
+@pytest.fixture
+def calls(monkeypatch):
+    """Every call of attention: the number of its queries, and its spec."""
+    calls, attention = [], beacon.windows.attention
 
     def noted(query, key, value, spec):
-        specs.append(spec)
+        calls.append((query.shape[2], spec))
         return attention(query, key, value, spec)
 
     monkeypatch.setattr(beacon.windows, "attention", noted)
+    return calls
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_mask_is_made_for_full_coverage(scheme, calls):
     engine = slow.Engine(slow.stock("llama"), slow.settings(**SCHEMES[scheme]))
     ids, mask = text(29, rows=3), torch.ones(3, 29, dtype=torch.long)
     mask[1, :5], mask[2, :10] = 0, 0
     engine.read(ids, mask=mask, pieces=[20] + [1] * 9)
-    assert len(specs) > 20
-    assert all(spec.causal for spec in specs)
-    masked = sum(spec.mask is not None for spec in specs)
+    assert len(calls) > 20
+    assert all(spec.causal for _, spec in calls)
+    masked = sum(spec.mask is not None for _, spec in calls)
     # With step-expansion, only passes that place beacons need one.
-    assert masked == 0 if "expansion" not in scheme else 0 < masked < len(specs) / 2
+    assert masked == 0 if "expansion" not in scheme else 0 < masked < len(calls) / 2
+
+
+def test_the_last_layer_attends_for_the_tokens_that_are_wanted(calls):
+    engine = slow.Engine(slow.stock("llama"), slow.settings())
+    for keep, last in ((1, [1]), (3, [7])):
+        calls.clear()
+        with engine.installed(), torch.no_grad():
+            engine.model(text(29), logits_to_keep=keep)
+        # Three windows of 8 + 4 and one of 5 + 2; the last layer has nothing to do for the first three.
+        assert [queries for queries, _ in calls] == [12, 12, 12, 7, *last]

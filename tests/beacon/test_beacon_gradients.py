@@ -97,9 +97,19 @@ def test_a_text_in_pieces_has_the_same_gradients():
     check_gradients(pairs, loss_of(torch.cat(parts)), loss_of(engine.naive().read(ids[0])))
 
 
-@pytest.mark.parametrize("options", [{"keep_recent": 3}, {"lossless_short": True}], ids=str)
-def test_gradients_with_our_own_options(options):
-    engine, pairs = trainable("interleave", **options)
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [
+        ("interleave", {"keep_recent": 3}),
+        ("in-turn", {"keep_recent": 8}),
+        # The recent tokens of the first window stay where they are, behind its two beacons.
+        ("append", {"keep_recent": 6}),
+        ("interleave", {"lossless_short": True}),
+    ],
+    ids=str,
+)
+def test_gradients_with_our_own_options(scheme, options):
+    engine, pairs = trainable(scheme, **options)
     naive = engine.naive(keep_recent=options.get("keep_recent", 0), lossless="lossless_short" in options)
     ids = text(29)
     with engine.installed():

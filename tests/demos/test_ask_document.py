@@ -182,6 +182,7 @@ def test_the_page_offers_what_the_desk_offers_and_every_event_has_a_name() -> No
 
 
 def test_nothing_is_loaded_from_elsewhere(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
     page = httpx.get(address)
     addresses = re.findall(r"(?:https?:)?//[\w.-]+\.[a-z0-9]+", page.text)
     assert {found.split("//")[1] for found in addresses} == {"127.0.0.1"}
