@@ -42,7 +42,7 @@ from longllm.prompts import chat_frame, encode
 
 #: row of the table -> method, and whether it is told the questions beforehand; beacons, which need a whole window and
 #: training, have a bench of their own
-METHODS = {name: (name, False) for name in beacon.METHODS if name != "beacon"}
+METHODS = {name: (name, False) for name in beacon.METHODS}
 METHODS |= {f"{name}, question known": (name, True) for name in ("snapkv", "spotlight")}
 LENGTHS = [4096, 8192, 16384, 32768]
 QUICK = (["full", "streaming", "snapkv"], [1024])
