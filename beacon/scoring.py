@@ -40,7 +40,11 @@ def score(model: Any, ids: torch.Tensor, cache: BeaconCache) -> Iterator[torch.T
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross entropy of a batch."""
+    """Cross entropy of a batch.
+
+    >>> Losses(torch.tensor(2.0), torch.tensor([1.0, 3.0]), torch.tensor([5, 5])).mean
+    tensor(2.)
+    """
 
     mean: torch.Tensor
     """[] over all counted labels"""

@@ -204,16 +204,17 @@ class Desk:
         warning = outlook(plan, len(prompt.ids), loaded.trained_length)
         run.facts |= {"plan": str(plan), "tokens_seen": len(prompt.ids), "warning": warning}
         shared = prompt.ids[: prompt.shared]
+        wanted = (document.name, shared, str(plan), question_aware)
         if self._kept is not None:
             source, prefix, aware = self._kept
-            if (prefix.ids, source.plan, aware) == (shared, str(plan), question_aware):
+            if (source.document["document"], prefix.ids, source.plan, aware) == wanted:
                 return replace(source, ids=prompt.ids, reading_seconds=0.0), prefix
         self._kept = None  # before reading: there may be no room for both
         check = (plan.method, plan.positions) not in self._verified
         source = ask_reading.from_document(loaded, document, question, wish, question_aware, "", check)
         self._verified.add((plan.method, plan.positions))
         held = source.prefix
-        # Full attention is read together with the question unless a copy for further questions is affordable.
+        # Within the trained length a full cache is small enough to be there twice: kept, and copied for each question.
         if held is None and len(prompt.ids) <= loaded.trained_length:
             held = longllm.prefill(loaded, shared)
             source = replace(source, reading_seconds=held.seconds)

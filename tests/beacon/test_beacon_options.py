@@ -149,6 +149,15 @@ def test_what_is_skipped_is_the_stock_model():
     torch.testing.assert_close(engine.read(ids, pieces=[4, 20, 6], cache=cache), engine.model(ids).logits, **EXACT)
 
 
+def test_skipping_and_a_lossless_first_window_go_together():
+    # Skipped tokens come before the first window: they are not it.
+    engine = slow.Engine(slow.stock("llama"), slow.settings(), lossless_short=True)
+    ids, naive, cache = text(40), engine.naive(skip=(3, None), lossless=True), engine.cache(skip_first=3)
+    got = engine.read(ids, pieces=[2, 8, 30], cache=cache)
+    torch.testing.assert_close(got[:, :10], engine.model(ids[:, :10]).logits, **EXACT)
+    torch.testing.assert_close(got[0], cat_calls(naive, ids, [2, 8, 30]), **EXACT)
+
+
 def test_skipping_and_recent_tokens_go_together():
     engine, ids = slow.Engine(slow.stock("llama"), slow.settings(), keep_recent=3), text(45)
     naive, cache = engine.naive(skip=(3, 19), keep_recent=3), engine.cache(skip_first=3, skip_last=19)

@@ -1,6 +1,7 @@
 """The desk behind the page: what it answers, keeps, stops and refuses, compared with ``longscope ask``."""
 
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +89,9 @@ def test_another_document_method_ratio_or_way_of_reading_is_read_anew(desk: Desk
     assert answered(desk, short, "streaming", 4, question, False)["reused"]
     assert not answered(desk, short, "streaming", 2, question, False)["reused"]
     assert not answered(desk, short, "knorm", 2, question, False)["reused"]
+    assert not answered(desk, short, "knorm", 2, question, True)["reused"]
+    copy = shutil.copy(short, tmp_path / "copy.txt")
+    assert answered(desk, str(copy), "knorm", 2, question, True)["title"] == "copy"
     assert not answered(desk, short, "knorm", 2, question, True)["reused"]
     Path(short).write_text(Path(short).read_text().replace("Ahab", "Starbuck"))
     assert not answered(desk, short, "knorm", 2, question, True)["reused"]
