@@ -62,6 +62,16 @@ def test_recent_tokens_stay_until_the_next_window_is_complete(changes, recent):
     torch.testing.assert_close(cache.layers[1].keys[0, :, : cache.held[0]], naive.memory(1)[0], **MOVED)
 
 
+@pytest.mark.parametrize("length", [8, 11])
+def test_a_window_may_leave_more_slots_than_it_had(length):
+    # A beacon among the first three slots is sink and memory: 3 + 8 + 6 of 16 slots stay.
+    engine = slow.Engine(slow.stock("llama"), slow.settings(ratio=(1,), sink_size=3), keep_recent=8)
+    ids, naive, cache = text(length), engine.naive(keep_recent=8), engine.cache()
+    pieces = [8] + [1] * (length - 8)
+    torch.testing.assert_close(engine.read(ids, pieces=pieces, cache=cache)[0], naive.read(ids[0]), **MOVED)
+    assert cache.held == [len(naive.slots)] == [17 + 2 * (length - 8)]
+
+
 @pytest.mark.parametrize("recent", [0, 3])
 def test_recent_tokens_are_all_that_is_left_of_a_window_without_beacons(recent):
     engine = slow.Engine(slow.stock("llama"), slow.settings(ratio=(9,)), keep_recent=recent)

@@ -207,6 +207,9 @@ def test_a_training_text_is_as_counted_token_by_token(setup, windows, more):
     # The last window stays open without beacons, even when it is full.
     assert (replay.row.open_beacons, replay.row.ratio or 0) == (0, 0)
     assert replay.row.open_raw > 0
+    if replay.row.open_raw == config.window:
+        with pytest.raises(ValueError, match="ended in training mode cannot go on"):
+            replay.row.plan(1)
 
 
 @settings(max_examples=200, deadline=None)
