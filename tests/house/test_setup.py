@@ -165,7 +165,7 @@ def test_the_closing_line_says_when_browser_tests_did_not_run(
     assert runner.main() == 1
     last = capfd.readouterr().out.splitlines()[-1]
     assert last.startswith("1 passed, 1 failed, 0 skipped in ")
-    assert last.endswith("s; browser tests did not run: no Chromium here")
+    assert last.endswith("s; browser tests did not run: no Chromium with its driver here")
 
 
 def test_a_run_that_dies_without_a_report_is_a_failure(runner: ModuleType, tmp_path: Path) -> None:
