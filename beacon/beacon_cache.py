@@ -164,12 +164,13 @@ class BeaconCache(RequestCache):
 
     def with_replay(self, run: Pass, embeds: torch.Tensor) -> torch.Tensor:
         """Return the raw tokens [b, n, hidden] to run: with those of a first window that is now read with beacons."""
-        if not self.options.lossless_short:
+        if not self.options.lossless_short or self.config.pos != "interleave":
             return embeds
         rows, texts = range(len(self.plans))[run.rows], []
         for row, step, own in zip(rows, run.steps, embeds, strict=True):
             known = self.unmarked.pop(row, own[:0])
-            if self.plans[row].windows == 0 and step.survivors is None:
+            # A window without a ratio is the first, unless it ends a text in training.
+            if step.ratio is None and not step.last:
                 self.unmarked[row] = torch.cat((known, own))
             texts.append(torch.cat((known, own)) if step.again else own)
         return torch.stack(texts)
@@ -205,8 +206,9 @@ class BeaconCache(RequestCache):
         return other
 
     def forget(self) -> None:
-        """Drop every slot of every layer; the tokens stay seen. What follows begins a text of its own."""
+        """Drop every slot; the tokens stay seen. What follows begins a text of its own, in which nothing is skipped."""
         for plan in self.plans:
+            plan.skip_first, plan.skip_last, plan.ended = 0, None, False
             plan.sink = plan.memory = plan.tail = plan.open_raw = plan.open_beacons = 0
             plan.window_lead = plan.remainder = plan.windows = 0
             plan.ratio, plan.spans = None, ()

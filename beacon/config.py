@@ -72,6 +72,8 @@ class BeaconConfig:
                 )
         if self.attn == "step-expansion" and self.pos != "append":
             raise ValueError("beacon_attn step-expansion needs beacon_pos append: interleaved, its mask is undefined")
+        if not isinstance(self.attend_prev, bool):
+            raise ValueError(f"beacon_attend_prev must be true or false, got {self.attend_prev!r}")
         if any(not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 0 for ratio in self.ratio):
             raise ValueError(f"beacon_ratio must hold whole numbers of at least 0, got {list(self.ratio)}")
         if not self.valid_ratios:
@@ -79,11 +81,13 @@ class BeaconConfig:
                 f"beacon_ratio {list(self.ratio)} has nothing to choose from: of several ratios, those above the "
                 f"stride of {self.stride} or not dividing it are left out"
             )
-        if set(self.param) - set(_PROJECTIONS) or len(set(self.param)) < len(self.param):
+        if any(name not in list(_PROJECTIONS) for name in self.param) or len(set(self.param)) < len(self.param):
             raise ValueError(f"beacon_param must list some of q, k, v and o, each once, got {list(self.param)}")
         if self.sink_size >= self.window:
             raise ValueError(f"beacon_sink_size must be below beacon_window ({self.window}), got {self.sink_size}")
-        if not re.fullmatch(r"step-random|instance-random|sequence|.*adapt-\d+.*", self.ratio_mix):
+        if not isinstance(self.ratio_mix, str) or not re.fullmatch(
+            r"step-random|instance-random|sequence|.*adapt-\d+.*", self.ratio_mix
+        ):
             raise ValueError(
                 "beacon_ratio_mix must be step-random, instance-random, sequence or adapt- and a number, "
                 f"got {self.ratio_mix!r}"
@@ -153,5 +157,5 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         """Refuse a negative count."""
-        if self.keep_recent < 0:
-            raise ValueError(f"keep_recent counts tokens and cannot be negative, got {self.keep_recent}")
+        if not isinstance(self.keep_recent, int) or self.keep_recent < 0:
+            raise ValueError(f"keep_recent must be a whole number of tokens of at least 0, got {self.keep_recent!r}")

@@ -95,7 +95,7 @@ class Slots(CacheLayerMixin):
             rows: of the whole batch.
             room: slots that will be needed, if more than there are.
         """
-        keys, values = self._ready(raw, rows, max(max(run.ends), room))
+        keys, values = self._ready(raw, rows, max(room, *(one.most for one in run.steps)))
         step = run.step
         end = max(run.ends)
         if run.ragged:
@@ -287,13 +287,14 @@ class GradientSlots(Slots):
         """Let go of a completed window."""
         kept = move.kept
         keys, values = self.held()
+        after = kept.at + kept.beacons
         pieces: list[Sequence[torch.Tensor]] = [(keys[:, :, : kept.at], values[:, :, : kept.at])]
-        raw = self.moved_raw(move, keys, values, kept.at + kept.beacons)
+        raw = self.moved_raw(move, keys, values, after)
         if kept.beacons:
             pieces.append((rope.rotate(self.plain(move, plain), *move.turn), values[:, :, move.sources]))
         if raw is not None:
             pieces.append(raw)
         elif kept.raw:
-            end = kept.at + len(kept.raw)
-            pieces.append((keys[:, :, kept.at : end], values[:, :, kept.at : end]))
+            stays = slice(after, after + len(kept.raw))
+            pieces.append((keys[:, :, stays], values[:, :, stays]))
         self.keys, self.values = (torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))

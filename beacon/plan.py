@@ -19,7 +19,7 @@ from beacon.ratios import Ratios
 
 _STATE = (
     *("skip_first", "skip_last", "seen", "sink", "memory", "tail", "open_raw", "open_beacons"),
-    *("windows", "ratio", "remainder", "window_lead", "spans"),
+    *("windows", "ratio", "remainder", "window_lead", "ended", "spans"),
 )
 _CHOSEN = ("fixed", "taken", "kept_one", "turn")
 
@@ -71,16 +71,29 @@ class WindowStep:
     """what stays, if the step completes the window"""
     expansion: int | None = None
     """step-expansion: 1 = a beacon sees the earlier ones of its window, 0 = it does not; None = full coverage"""
+    last: bool = False
+    """whether it ends a text in training"""
 
     @property
     def slots(self) -> int:
         """Return how many slots the step adds."""
         return self.raw + self.beacons
 
+    @property
+    def most(self) -> int:
+        """Return the most slots that the row holds in this step: what stays may be more than the window had."""
+        kept = self.survivors
+        after = kept.at + kept.beacons + len(kept.raw) if kept is not None else 0
+        return max(self.start + self.slots, after)
+
     @cached_property
     def beacon_slots(self) -> range:
         """Return the places of the beacons among the new slots."""
         return range(self.lead, self.lead + self.beacons * self.period, self.period)
+
+    def beacons_until(self, place: int, first: int) -> int:
+        """Return how many beacons stand at or before a place of a window whose first beacon is at ``first``."""
+        return 0 if place < first or not self.ratio else (place - first) // self.period + 1
 
     @cached_property
     def raw_slots(self) -> list[int]:
@@ -144,12 +157,14 @@ class RowPlan:
     open_raw: int = 0
     open_beacons: int = 0
     windows: int = 0
-    """completed"""
+    """completed; the tokens of ``skip_first`` are none"""
     ratio: int | None = None
     """of the open window"""
     remainder: int = 0
     window_lead: int = 0
     """place of the open window's first beacon"""
+    ended: bool = False
+    """whether training has read the end of the text, whose last window has no beacons"""
     spans: tuple[tuple[int, int, int], ...] = ()
     """(first token, tokens apart, slots): where sink and memory come from; a beacon counts as the token before it"""
 
@@ -161,6 +176,9 @@ class RowPlan:
         """
         if self.ratios is None:
             self.ratios = Ratios(self.config, float("inf"))
+        for name in ("skip_first", "skip_last"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, int):
+                raise ValueError(f"{name} counts tokens and must be a whole number, got {value!r}")
         if self.skip_first < 0 or (self.skip_last is not None and self.skip_last < self.skip_first):
             raise ValueError(f"skip_first {self.skip_first} and skip_last {self.skip_last} must be 0 <= first <= last")
         if (self.skip_first or self.skip_last is not None) and self.config.sink_size:
@@ -199,14 +217,15 @@ class RowPlan:
             training: the window that reaches the end of the call gets no beacons and stays open, even when full.
 
         Raises:
-            ValueError: the text has ended, in training, with a full window.
+            ValueError: the text has ended, in training.
         """
         size = self.skip_first if self.seen < self.skip_first else self.config.window
-        if self.open_raw == size:
+        if self.ended:
             raise ValueError("a text that ended in training mode cannot go on: its last window was left open")
         new = min(pending, size - self.open_raw)
         full = self.open_raw + new == size
-        if training and new == pending:
+        last = training and new == pending
+        if last:
             full, ratio, chosen = False, None, False
         else:
             ratio, chosen = self._ratio(pending, full, training)
@@ -230,6 +249,7 @@ class RowPlan:
             remainder=remainder,
             survivors=None,
             expansion=int(self.config.attend_prev) if expand else None,
+            last=last,
         )
         return replace(step, survivors=self._survivors(step, size)) if full else step
 
@@ -241,26 +261,27 @@ class RowPlan:
         if step.beacons and not self.open_beacons:
             self.window_lead = step.start - step.window + step.lead
         self.open_beacons += step.beacons
-        self.ratio, self.remainder = step.ratio, step.remainder
+        self.ratio, self.remainder, self.ended = step.ratio, step.remainder, step.last
         kept = step.survivors
         if kept is not None:
-            whole = (begun, 1, kept.sink + (0 if step.ratio else kept.memory))
+            sink = [(begun + place - step.beacons_until(place, kept.first), 1, 1) for place in range(kept.sink)]
+            whole = (begun + kept.sink, 1, 0 if step.ratio else kept.memory)
             # Up to the first interleaved beacon there are as many raw tokens as slots; appended ones follow them all.
             before = step.ratio if self.config.pos == "append" else kept.first
             beacons = (begun + (before or 0) - 1, step.ratio or 1, kept.beacons)
-            self.spans += tuple(span for span in (whole, beacons) if span[2])
+            self.spans += tuple(span for span in (*sink, whole, beacons) if span[2])
             self.sink += kept.sink
             self.memory += kept.memory
             self.tail = kept.beacons + len(kept.raw) - kept.memory
             self.open_raw = self.open_beacons = self.window_lead = 0
-            self.ratio, self.windows = None, self.windows + 1
+            self.ratio, self.windows = None, self.windows + (begun >= self.skip_first)
 
     def most_slots(self, pending: int, training: bool = False) -> int:
         """Return the most slots held at any moment while ``pending`` more tokens are read."""
         row, most = self.copy(), self.held
         while pending:
             step = row.plan(pending, training)
-            most, pending = max(most, step.start + step.slots), pending - (step.raw - step.again)
+            most, pending = max(most, step.most), pending - (step.raw - step.again)
             row.commit(step)
         return most
 

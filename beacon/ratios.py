@@ -112,8 +112,8 @@ class Ratios:
 def positions_known(config: Any) -> float:
     """Return the positions a model's config allows, RoPE scaling included: the P of adapt-N.
 
-    Llama 3.1 and YaRN state the stretched length as ``max_position_embeddings`` beside the original one; the factor is
-    then not counted twice.
+    Llama 3.1 and YaRN state the original length too, and often the stretched one as ``max_position_embeddings``: the
+    factor is then not counted twice.
 
     >>> from transformers import LlamaConfig
     >>> scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
@@ -122,7 +122,5 @@ def positions_known(config: Any) -> float:
     """
     length = float(config.max_position_embeddings)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    original = scaling.get("original_max_position_embeddings")
-    if original and length > original:
-        return length
-    return length * float(scaling.get("factor") or 1.0)
+    original, factor = scaling.get("original_max_position_embeddings"), float(scaling.get("factor") or 1.0)
+    return max(length, original * factor) if original else length * factor

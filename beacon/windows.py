@@ -172,7 +172,7 @@ class WindowReader:
             part = embeds[:, done : done + fresh]
             done += fresh
             run = Pass(rows, steps, ragged=not alike)
-            cache.most = max(cache.most, *run.ends)
+            cache.most = max(cache.most, *(step.most for step in steps))
             wanted = max(0, min(fresh, needed - (total - done)))
             hidden = self._run(cache, run, cache.with_replay(run, part), wanted, room)
             if hidden is not None:

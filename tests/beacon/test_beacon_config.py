@@ -179,8 +179,10 @@ def test_a_config_cannot_be_changed():
 def test_the_memory_is_the_references_unless_told_otherwise():
     assert MemoryOptions() == MemoryOptions(lossless_short=False, keep_recent=0, int8=False)
     assert MemoryOptions(keep_recent=3).keep_recent == 3
-    with pytest.raises(ValueError, match="keep_recent counts tokens and cannot be negative, got -1"):
+    with pytest.raises(ValueError, match="keep_recent must be a whole number of tokens of at least 0, got -1"):
         MemoryOptions(keep_recent=-1)
+    with pytest.raises(ValueError, match="got 2.5"):
+        MemoryOptions(keep_recent=2.5)
 
 
 @pytest.mark.parametrize(
