@@ -16,7 +16,7 @@ from beacon.cache import CompressedCache
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.layers import CompressedLayer
 from beacon.weights import BeaconWeights
-from beacon.windows import WindowReader
+from beacon.windows import NEEDED, WindowReader
 from flashcore.hf.attention import REGISTERED, attention_layer, skip_kernel_lookup
 from flashcore.hf.masks import CallMask, call_mask
 
@@ -111,7 +111,7 @@ def installed(
 
     def note_needed(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep = kwargs.get("logits_to_keep", 0)
-        reader.needed = keep if isinstance(keep, int) and kwargs.get("labels") is None else 0
+        NEEDED.set(keep if isinstance(keep, int) and kwargs.get("labels") is None else 0)
 
     hook = model.register_forward_pre_hook(note_needed, with_kwargs=True)
     decoder.forward = reader

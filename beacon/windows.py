@@ -19,6 +19,7 @@ deviations, where the reference is broken or depends on circumstances:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -38,6 +39,8 @@ from beacon.weights import BeaconWeights
 from flashcore import AttentionSpec, attention, rope
 from flashcore.spec import MaskFunction
 
+#: how many of the last hidden states the call under way will use; 0 = all. Each thread has its own.
+NEEDED: ContextVar[int] = ContextVar("needed", default=0)
 _REFUSED = ("output_attentions", "output_hidden_states", "token_type_ids")
 
 
@@ -56,8 +59,6 @@ class WindowReader:
         self.token_bytes = token_bytes(model)
         #: empty caches of transformers that a BeaconCache took the place of
         self.replaced: WeakSet[Cache] = WeakSet()
-        #: how many of the last hidden states the caller will use; 0 = all
-        self.needed = 0
 
     def __call__(
         self,
@@ -69,7 +70,7 @@ class WindowReader:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read tokens; return the hidden states [rows, columns (or ``needed``), hidden] of raw tokens.
+        """Read tokens; return the hidden states [rows, columns (or ``NEEDED``), hidden] of raw tokens.
 
         Raises:
             ValueError: a cache of another kind that holds something, options without meaning here, or what
@@ -132,7 +133,8 @@ class WindowReader:
         """Run all rows; return the hidden states asked for, zero where there is padding."""
         columns = embeds.shape[1]
         # Said for one call: a caller of the decoder itself wants everything.
-        wanted, self.needed = self.needed, 0
+        wanted = NEEDED.get()
+        NEEDED.set(0)
         needed = min(wanted, columns) or columns
         outputs = []
         for group in self._groups(cache.plans, new):

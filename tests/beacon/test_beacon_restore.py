@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,31 @@ def test_a_second_installation_is_refused_and_the_first_goes_on(engine):
     assert portrait(engine.model) == before
     with engine.installed():  # one after the other is fine
         pass
+
+
+def test_calls_of_two_threads_on_one_model_do_not_mix(engine):
+    ids, whole, steps = text(20), [], {name: threading.Event() for name in ("begun", "other", "done")}
+
+    def wait(model, args, kwargs):
+        # After the call has said how many logits it wants: the first one waits until the second has done so too.
+        steps["other" if kwargs.get("logits_to_keep") else "begun"].set()
+        steps["done" if kwargs.get("logits_to_keep") else "other"].wait(10)
+
+    def read_all():
+        with torch.no_grad():
+            whole.append(engine.model(ids).logits)
+        steps["done"].set()
+
+    expected, first = engine.read(ids), threading.Thread(target=read_all)
+    with engine.installed(), torch.no_grad():
+        hook = engine.model.register_forward_pre_hook(wait, with_kwargs=True)
+        first.start()
+        steps["begun"].wait(10)
+        last = engine.model(ids, logits_to_keep=1).logits
+        first.join()
+        hook.remove()
+    assert torch.equal(last, expected[:, -1:])
+    assert torch.equal(whole[0], expected)
 
 
 def test_a_copied_model_can_be_used_beside_the_first(engine):
