@@ -74,8 +74,8 @@ def installed(
         options: what goes beyond the reference.
 
     Raises:
-        ValueError: another architecture, a sliding window, weights made for another model or config, beacons installed
-            already, or attention dropout while training.
+        ValueError: another architecture, a sliding window, weights made for another model or config, or beacons
+            installed already.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -102,10 +102,6 @@ def installed(
         )
     if has_beacons(model):
         raise ValueError("beacons are installed on this model already: leave the other block first")
-    if model.training and getattr(model.config, "attention_dropout", 0):
-        raise ValueError(
-            f"attention dropout is not supported, the model has {model.config.attention_dropout}: set it to 0"
-        )
     reader = WindowReader(model, names, config, weights, options or MemoryOptions())
     before = vars(decoder).get("forward")
 

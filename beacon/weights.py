@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -101,11 +102,20 @@ class BeaconWeights(nn.Module):
         Raises:
             ValueError: beacons made for a model of another shape or dtype.
         """
-        with torch.device("meta"):
-            wanted = BeaconWeights(model, self.config, self.rank).released()
-        own, dtype = self.released(), model.get_input_embeddings().weight.dtype
-        other = sorted(own.keys() ^ wanted.keys())
-        other += [name for name in own.keys() & wanted.keys() if own[name].shape != wanted[name].shape]
+        names, decoder = backbone(model), model.get_decoder()
+        table = getattr(decoder, names.embedding).weight
+        layers, dtype = parts(decoder, names), table.dtype
+        wanted: dict[str, tuple[int, ...]] = {"model.beacon_embed_tokens.weight": (1, table.shape[1])}
+        for (index, part), name in itertools.product(enumerate(layers), self.config.param):
+            base, place = getattr(part.attention, f"{name}_proj"), f"model.layers.{index}.self_attn.beacon_{name}_proj"
+            if self.rank:
+                wanted |= {f"{place}.A": (self.rank, base.in_features), f"{place}.B": (base.out_features, self.rank)}
+                continue
+            wanted[f"{place}.weight"] = (base.out_features, base.in_features)
+            if base.bias is not None:
+                wanted[f"{place}.bias"] = (base.out_features,)
+        own = {name: tuple(tensor.shape) for name, tensor in self.released().items()}
+        other = sorted(own.keys() ^ wanted.keys()) or sorted(x for x in own if own[x] != wanted[x])
         if other or self.embed_tokens.dtype != dtype:
             what = f"{other[0]} does not fit" if other else f"they are {self.embed_tokens.dtype}, it is {dtype}"
             raise ValueError(f"the beacon weights were made for another {model.config.model_type} model: {what}")

@@ -80,6 +80,8 @@ class WindowReader:
             raise ValueError("give either input_ids or inputs_embeds")
         if refused := [name for name in _REFUSED if kwargs.get(name) is not None and kwargs[name] is not False]:
             raise ValueError(f"a model with beacons installed does not support {', '.join(refused)}")
+        if self.decoder.training and (dropout := getattr(self.model.config, "attention_dropout", 0)):
+            raise ValueError(f"no attention dropout here: set it to 0 in the config, it is {dropout}")
         if inputs_embeds is None:
             inputs_embeds = self.embedding(input_ids)
         cache = self._cache(past_key_values)

@@ -137,7 +137,7 @@ def rerotate(
     target = speeds if new_inv_freq is None else new_inv_freq.double()
     # In fp64: the difference of two large angles loses its small digits in fp32.
     angles = new_positions[..., None].double() * target - old_positions[..., None].double() * speeds
-    cos, sin = from_angles(angles.to(keys.device))
+    cos, sin = from_angles(angles.to(keys.device), torch.promote_types(keys.dtype, torch.float32))
     if angles.ndim == 3:
         cos, sin = cos[:, None], sin[:, None]
-    return rotate(keys.float(), cos, sin).to(keys.dtype)
+    return rotate(keys if keys.dtype == torch.float64 else keys.float(), cos, sin).to(keys.dtype)
