@@ -27,8 +27,8 @@ class BeaconCache(RequestCache):
     """What Activation Beacon has kept of the tokens seen so far, for a model inside ``beacon.installed``.
 
     Use it like any cache of transformers: in forward passes, with prompts in pieces, in ``generate``. Each row has its
-    own windows, ratios and lengths, so that a row in a batch gives what it gives alone. But for RoPE whose speeds depend
-    on the length (dynamic, longrope): there all rows have those of the longest, as in transformers.
+    own windows, ratios and lengths, so that a row in a batch gives what it gives alone. RoPE whose speeds depend on the
+    length (dynamic, longrope) is the exception: all rows have the speeds of the longest, as in transformers.
 
     Args:
         model: the model it is for.

@@ -181,7 +181,7 @@ def test_the_memory_is_the_references_unless_told_otherwise():
     assert MemoryOptions(keep_recent=3).keep_recent == 3
     with pytest.raises(ValueError, match="keep_recent must be a whole number of tokens of at least 0, got -1"):
         MemoryOptions(keep_recent=-1)
-    with pytest.raises(ValueError, match="got 2.5"):
+    with pytest.raises(ValueError, match=r"got 2\.5"):
         MemoryOptions(keep_recent=2.5)
 
 

@@ -180,7 +180,7 @@ def begun(setup, calls=()):
     return replay
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(setups(), CALLS)
 def test_every_pass_is_as_counted_token_by_token(setup, calls):
     config, options, skips = setup
@@ -193,7 +193,7 @@ def test_every_pass_is_as_counted_token_by_token(setup, calls):
         assert (row.seen, row.open_beacons) == (naive.seen, sum(label < 0 for label in naive.window))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(setups(), st.integers(0, 5), st.integers(1, 12))
 def test_a_training_text_is_as_counted_token_by_token(setup, windows, more):
     config, options, skips = setup
@@ -210,7 +210,7 @@ def test_a_training_text_is_as_counted_token_by_token(setup, windows, more):
             replay.row.plan(1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(setups(), CALLS)
 def test_pieces_make_no_difference(setup, calls):
     whole, pieces = begun(setup, [sum(calls)]), begun(setup, calls)

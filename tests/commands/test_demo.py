@@ -31,6 +31,7 @@ def test_without_gradio_it_says_what_to_install(
     assert error.count("\n") == 1
 
 
+@pytest.mark.real  # a program of its own, which imports torch and gradio: too slow for the unit suite
 def test_it_serves_until_ctrl_c_and_ends_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
     # Without npm the texts of the catalog cannot be fetched: the page is there all the same.
     command = [sys.executable, "-m", "longscope", "demo", "--port", "0", "--model", str(tiny_folder)]

@@ -142,9 +142,12 @@ def test_the_whole_tour_on_real_data_and_a_tiny_model(tiny_folder: Path, tmp_pat
     plots = {f"{name}.{ending}" for name in ("runs", "novel") for ending in ("png", "svg")}
     assert {file.name for file in out.iterdir()} == {"index.html", "tour.json", "novel.kv", *plots}
     short = 1 + len(QUESTIONS) + 6
-    runs, (reading, *asked) = kept["runs"][:short], kept["runs"][short:]
+    runs, memories, (reading, *asked) = kept["runs"][:short], kept["runs"][short : short + 5], kept["runs"][short + 5 :]
     shape = 2 * 2 * 2 * 8 * 4
     assert all(run["kv_bytes"] == run["tokens_seen"] * shape for run in runs)
+    assert [run["slots"] for run in memories] == [0, 3072, 3072 // 2, 3072 // 4, 3072 // 8]
+    assert [run["kv_bytes"] for run in memories] == [run["slots"] * shape for run in memories]
+    assert all(run["loss"] > 0 for run in memories)
     # The novel: all of it seen, a quarter of the 512 trained tokens kept, six questions on copies of one cache.
     assert reading["ledger"]["tokens_seen"] == [reading["tokens_seen"]]
     assert reading["tokens_seen"] > 3000 > 128 >= reading["ledger"]["layers"][0]["slots"][0]
