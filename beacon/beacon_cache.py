@@ -125,6 +125,11 @@ class BeaconCache(RequestCache):
             self.plans = [self.first.copy() for _ in range(rows)]
         return new
 
+    def expect(self, tokens: int) -> None:
+        """Take note of the length of the text: buffers are made for all of it, and adapt-N fits it."""
+        for plan in (self.first, *self.plans):
+            plan.expected = max(plan.expected, tokens)
+
     def differentiable(self) -> None:
         """Hold slots out of place from now on, so that gradients can flow through them.
 
@@ -238,7 +243,7 @@ class BeaconCache(RequestCache):
         return 0.05 if self.options.int8 else 0.0
 
     def quantisation_error(self) -> tuple[float, float] | None:
-        """Return the relative root-mean-square error of int8 keys and values so far; None if nothing is quantised."""
+        """Return the relative root-mean-square error of int8 keys and values so far; None if nothing is."""
         if not self.options.int8 or not any(float(layer.errors[0, 1]) for layer in self.layers):
             return None
         off, size = torch.stack([layer.errors for layer in self.layers]).sum(0).unbind(1)

@@ -69,6 +69,8 @@ class Ledger:
     coverage: tuple[float, ...]
     """part of all held slots that comes from each tenth of the text"""
     layers: tuple[LayerEntry, ...]
+    error: tuple[float, float] | None = None
+    """relative root-mean-square error of quantised keys and of quantised values; None if nothing is quantised"""
 
     @property
     def ratio(self) -> float:
@@ -88,6 +90,7 @@ class Ledger:
             f"KV bytes     {self.nbytes:,} of {self.full_bytes:,}: {self.ratio:.1f} times smaller "
             f"(at most {self.peak_bytes:,} while reading; the slots' positions and scores {self.index_bytes:,} more)",
             f"kept from    {_bars(self.coverage)}  each tenth of the text, beginning to end",
+            *([] if self.error is None else [f"8-bit error  keys {self.error[0]:.2%}, values {self.error[1]:.2%}"]),
             f"{'layer':>7}  {'kind':<7} {'slots':>9} {'bytes':>13} {'full bytes':>15}  true positions",
         ]
         for _, equal in itertools.groupby(self.layers, key=lambda entry: replace(entry, layer=0)):
@@ -132,6 +135,7 @@ def take(cache: RequestCache) -> Ledger:
         peak_bytes=cache.peak,
         coverage=tuple(round(float(part) / total, 4) if total else 0.0 for part in histogram),
         layers=tuple(entries),
+        error=cache.quantisation_error(),
     )
 
 

@@ -54,6 +54,7 @@ def read(
         raise ValueError(
             f"the cache has seen {cache.seen} tokens, the text has {len(ids):,}: they do not belong together"
         )
+    cache.expect(len(ids))
     questions = [question for question in questions if question]
     asked = [token for question in questions for token in question]
     begun = time.perf_counter()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from beacon.budget import Budget
     from beacon.ledger import Ledger
     from beacon.methods.base import Method
+    from beacon.saved import SavedCache
     from longllm import LoadedModel
 
 
@@ -46,6 +47,9 @@ class RequestCache(Cache):
         """Return how many real tokens each row has seen: the true position of its next token."""
         raise NotImplementedError
 
+    def expect(self, tokens: int) -> None:
+        """Take note that each row will hold so many tokens in the end; here it changes nothing."""
+
     def slots_of(self, layer_idx: int) -> tuple[int, ...]:
         """Return how many slots each row holds in a compressed layer."""
         raise NotImplementedError
@@ -57,6 +61,10 @@ class RequestCache(Cache):
     def index_bytes(self, layer_idx: int) -> int:
         """Return the bytes of what a layer notes of its slots beside keys and values."""
         return 0
+
+    def quantisation_error(self) -> tuple[float, float] | None:
+        """Return the relative root-mean-square error of quantised keys and values so far; None if nothing is."""
+        return None
 
     def pack(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the tensors and the facts (JSON values) that a file of this cache holds."""
@@ -77,6 +85,13 @@ class RequestCache(Cache):
         from beacon.saved import save_cache
 
         save_cache(path, loaded, ids, self, **notes)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], loaded: LoadedModel) -> SavedCache:
+        """Read a cache that ``save`` wrote, with the text it stands for; errors as ``beacon.load_cache``."""
+        from beacon.saved import load_cache
+
+        return load_cache(path, loaded)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the columns seen (padding included): what ``generate`` cuts its input by. Not a number of slots."""

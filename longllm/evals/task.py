@@ -1,7 +1,7 @@
 """What an evaluation is: a task that makes examples and scores answers, and an answerer that gives them.
 
-Tasks know no model and answerers know no task, so that a plain model, one with a compressed memory and a server behind an
-OpenAI-compatible endpoint are all evaluated by the same code (``longllm.evals.run``).
+Tasks know no model and answerers know no task, so that a plain model, one with a compressed memory and a server behind
+an OpenAI-compatible endpoint are all evaluated by the same code (``longllm.evals.run``).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_a_saved_cache_goes_on_as_the_one_it_was(
         cache = beacon.BeaconCache(model, CONFIG, options)
         forward(model, cache, TEXT[:length])
         cache.save(file, loaded("qwen3", model), TEXT, document="a text")
-        saved = beacon.load_cache(file, loaded("qwen3", model))
+        saved = beacon.BeaconCache.load(file, loaded("qwen3", model))
         assert (saved.ids, saved.notes, saved.complete) == (TEXT, {"document": "a text"}, False)
         assert saved.cache.seen == cache.seen
         # Room beyond the slots in use is not saved.
@@ -96,6 +96,9 @@ def test_eight_bits_hold_the_memory_in_a_quarter_and_say_how_well(model: Any, we
     assert plain.quantisation_error() is None
     errors = small.quantisation_error()
     assert errors is not None
+    assert small.ledger().error == errors
+    assert f"8-bit error  keys {errors[0]:.2%}" in str(small.ledger())
+    assert "8-bit" not in str(plain.ledger())
     # Rounding to 127 steps of a vector's largest number.
     assert all(0.001 < error < 0.01 for error in errors)
     assert (got - wanted).abs().max() < 0.1 * wanted.abs().max()
