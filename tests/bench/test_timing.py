@@ -25,6 +25,7 @@ def test_a_process_that_dies_is_reported():
         peak_bytes("raise ValueError('no such thing')")
 
 
+@pytest.mark.real  # measures memory in processes of its own, each of which imports torch: too slow for the unit suite
 def test_rows_are_measured_shown_and_plotted(tmp_path):
     rows = [*kernel([64], 2), next(options([64], 2))]
     assert {row["kind"] for row in rows} == {"causal", "full", "one query", "softcap 50"}
