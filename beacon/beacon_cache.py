@@ -15,7 +15,7 @@ from beacon.int8 import Int8Slots
 from beacon.memory import GradientSlots, Pair, Pass, Slots
 from beacon.plan import RowPlan, Survivors
 from beacon.ratios import SEED, Ratios, positions_known
-from beacon.request import RequestCache
+from beacon.request import RequestCache, token_bytes
 from flashcore import rope
 from flashcore.hf.cache import cache_bytes
 
@@ -293,10 +293,3 @@ class BeaconCache(RequestCache):
             own = {name.split(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(f".{index}")}
             own.pop("unmarked", None)
             layer.unpack(own)
-
-
-def token_bytes(model: Any) -> int:
-    """Return the bytes of one token's keys and values in one layer of a model."""
-    config = model.config.get_text_config(decoder=True)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_key_value_heads * head * model.dtype.itemsize)

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from beacon.budget import Budget
 from beacon.layers import CompressedLayer, WindowLayer, current
 from beacon.methods.base import Method
-from beacon.request import RequestCache
+from beacon.request import RequestCache, token_bytes
 from beacon.schedule import Schedule, Step
 from beacon.turns import Turns
 from flashcore import AttentionSpec
@@ -77,7 +77,9 @@ class CompressedCache(RequestCache):
         super().__init__(layers=layers)
         self.method, self.budget, self.positions = method, budget, positions
         self.turns = _turns(model, config, layers) if positions == "compact" and not budget.keeps_all else {}
-        self.token_bytes, index = _sizes(config, model.dtype.itemsize, method.remembers)
+        self.token_bytes = token_bytes(model)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        index = (8 if method.remembers else 4) * heads  # a slot's position, and its score if remembered
         fixed = sum((layer.sliding_window - 1) * self.token_bytes for layer in layers if isinstance(layer, WindowLayer))
         slot = len(self.full) * (self.token_bytes + index)
         shares = method.shares(len(self.full))
@@ -296,12 +298,6 @@ class CompressedCache(RequestCache):
             return grown
         limit = max(step.limits[index])
         return max(after, limit if step.evicts else min(limit, grown))
-
-
-def _sizes(config: Any, itemsize: int, remembers: bool) -> tuple[int, int]:
-    """Return the bytes of a token's keys and values in one layer, and of a slot's position and score beside them."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * heads * _head_dim(config) * itemsize, (8 if remembers else 4) * heads
 
 
 def _head_dim(config: Any) -> int:

@@ -71,12 +71,10 @@ class Int8Slots(Slots):
     def settle(self, move: Settling, plain: torch.Tensor | None) -> None:
         """Let go of a completed window: what becomes memory is quantised."""
         kept, step = move.kept, move.step
-        begun = step.window - step.border
         old = [step.window + place for place in kept.raw]
         new = list(range(kept.at + kept.beacons, kept.at + kept.beacons + len(old)))
         places = torch.tensor([at - step.border for at in old], dtype=torch.long)
-        first = begun + kept.first
-        beacons = slice(first, first + (kept.beacons - 1) * kept.period + 1, kept.period)
+        beacons = move.sources(step.border)
         gained = kept.sink + kept.memory
         for index, buffer in enumerate(self.held()):
             local = buffer[move.rows]

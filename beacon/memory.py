@@ -64,11 +64,10 @@ class Settling:
     inv_freq: torch.Tensor
     """[d/2] speeds, for raw slots that move"""
 
-    @property
-    def sources(self) -> slice:
-        """Return where the beacons stand before."""
+    def sources(self, origin: int = 0) -> slice:
+        """Return where the beacons stand before, in tensors that begin with slot ``origin``."""
         kept = self.kept
-        first = self.step.window + kept.first
+        first = self.step.window - origin + kept.first
         return slice(first, first + (kept.beacons - 1) * kept.period + 1, kept.period)
 
 
@@ -138,7 +137,7 @@ class Slots(CacheLayerMixin):
         raw = self.moved_raw(move, keys, values, after)
         if kept.beacons:
             # Copied first: source and target overlap.
-            values[:, :, kept.at : after] = values[:, :, move.sources].clone()
+            values[:, :, kept.at : after] = values[:, :, move.sources()].clone()
             keys[:, :, kept.at : after] = rope.rotate(self.plain(move, plain), *move.turn)
         for buffer, moved in zip((keys, values), raw or (), strict=False):
             buffer[:, :, after : after + len(kept.raw)] = moved
@@ -291,7 +290,7 @@ class GradientSlots(Slots):
         pieces: list[Sequence[torch.Tensor]] = [(keys[:, :, : kept.at], values[:, :, : kept.at])]
         raw = self.moved_raw(move, keys, values, after)
         if kept.beacons:
-            pieces.append((rope.rotate(self.plain(move, plain), *move.turn), values[:, :, move.sources]))
+            pieces.append((rope.rotate(self.plain(move, plain), *move.turn), values[:, :, move.sources()]))
         if raw is not None:
             pieces.append(raw)
         elif kept.raw:

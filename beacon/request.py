@@ -176,3 +176,11 @@ class RequestCache(Cache):
                     f"{int(true[row, column])}: positions count tokens seen, not slots kept"
                 )
         return offsets
+
+
+def token_bytes(model: Any) -> int:
+    """Return the bytes of one token's keys and values in one layer of a model."""
+    config = model.config.get_text_config(decoder=True)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * heads * head * model.dtype.itemsize)

@@ -30,11 +30,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from beacon.backbones import Backbone, Part, parts
-from beacon.beacon_cache import BeaconCache, token_bytes
+from beacon.beacon_cache import BeaconCache
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.grid import merge, split
 from beacon.memory import Pair, Pass, Settling
 from beacon.plan import RowPlan
+from beacon.request import token_bytes
 from beacon.weights import BeaconWeights
 from flashcore import AttentionSpec, attention, rope
 from flashcore.spec import MaskFunction

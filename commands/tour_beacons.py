@@ -79,6 +79,8 @@ def _run(loaded: Any, name: str, ids: tuple[int, ...], cache: Any, slots: int, s
     """Return the figures of one memory: its bytes as the slots in use take them, and the loss of what follows."""
     import torch
 
+    from beacon.request import token_bytes
+
     begun = time.perf_counter()
     first = READ if slots else 0
     tokens = torch.tensor([ids[READ:]], device=loaded.device)
@@ -86,9 +88,7 @@ def _run(loaded: Any, name: str, ids: tuple[int, ...], cache: Any, slots: int, s
     with torch.inference_mode():
         logits = loaded.model(tokens, position_ids=at, past_key_values=cache).logits[0, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
-    config = loaded.model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * head * loaded.dtype.itemsize
+    slot = token_bytes(loaded.model) * loaded.model.config.num_hidden_layers
     return {
         "run": name,
         "slots": slots,

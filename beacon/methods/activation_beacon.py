@@ -132,7 +132,7 @@ class ActivationBeacon(Method):
             return _with(known, window, int(budget.ratio), sink)
         if not expected:
             raise ValueError(f"a budget of {budget} becomes a ratio only for a text of known length: give a ratio")
-        from beacon.beacon_cache import token_bytes
+        from beacon.request import token_bytes
 
         slot = token_bytes(model) * model.config.num_hidden_layers
         slots = budget.capacity(expected, rows=1, row_slot_bytes=slot, fixed_bytes=0)
