@@ -89,14 +89,6 @@ def append_row(file: Path, row: Row) -> None:
         os.fsync(handle.fileno())
 
 
-def forget_rows(file: Path, keys: set[str]) -> None:
-    """Take these rows out of a JSONL file, and leave those of other settings in it."""
-    kept = [row for key, row in read_rows(file).items() if key not in keys]
-    partial = file.with_suffix(".partial")
-    partial.write_text("\n".join(map(json.dumps, kept)))
-    os.replace(partial, file)
-
-
 def predicted_seconds(rows: Iterable[Row], method: str, length: int) -> float:
     """Predict how long a cell takes from those that are done; 0 if none is.
 
@@ -131,8 +123,11 @@ def collect(
     *,
     measure: Measure,
     tell: Callable[[Row], str] = told,
+    fresh: bool = False,
 ) -> tuple[list[Row], list[Cell]]:
     """Measure the cells that ``file`` does not have yet; return all rows, and the cells that time did not allow.
+
+    With ``fresh`` all are measured again; a row stays until its successor has been measured without error.
 
     A cell that failed is tried again. The first cell, with none to predict from, is started in any case. What ``tell``
     says of a finished cell goes to stderr.
@@ -143,16 +138,19 @@ def collect(
     left_out: list[Cell] = []
     for method, length in tqdm(cells, desc="cells", unit="cell"):
         key = keys[method, length]
-        if key in done and not done[key].get("error"):
+        known = key in done and not done[key].get("error")
+        if known and not fresh:
             continue
         if time.monotonic() - begun + predicted_seconds(done.values(), method, length) > 60 * minutes:
             left_out.append((method, length))
             continue
         start = time.monotonic()
         row = {"key": key, "settings": shared, "method": method, "length": length, **measure(settings, method, length)}
-        done[key] = {"cell_seconds": round(time.monotonic() - start, 2), **row}
-        append_row(file, done[key])
-        tqdm.write(tell(done[key]), file=sys.stderr)
+        row = {"cell_seconds": round(time.monotonic() - start, 2), **row}
+        if not (known and row.get("error")):
+            done[key] = row
+            append_row(file, row)
+        tqdm.write(tell(row), file=sys.stderr)
     return [done[key] for key in keys.values() if key in done], left_out
 
 
@@ -178,9 +176,8 @@ def run(
     """Measure the cells that are missing of those ``chosen``; return the file of rows and what is known."""
     file = chosen.out / (f"{name}-quick.jsonl" if chosen.quick else f"{name}.jsonl")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    if chosen.fresh:
-        forget_rows(file, {f"{settings.fingerprint()}/{method}/{length}" for method, length in cells})
-    rows, left_out = collect(cells, settings, file, chosen.budget_minutes, measure=measure, tell=tell)
+    how: dict[str, Any] = {"measure": measure, "tell": tell, "fresh": chosen.fresh}
+    rows, left_out = collect(cells, settings, file, chosen.budget_minutes, **how)
     return file, {"environment": environment(), "settings": asdict(settings), "rows": rows, "left_out": left_out}
 
 

@@ -30,7 +30,6 @@ import longllm
 from bench.cells import WARM, Row, command_line, digest, left_out_lines, measure_in, peak_memory, run
 from bench.cells import append_row as append_row
 from bench.cells import collect as collect
-from bench.cells import forget_rows as forget_rows
 from bench.cells import from_process as from_process
 from bench.cells import predicted_seconds as predicted_seconds
 from bench.cells import read_rows as read_rows

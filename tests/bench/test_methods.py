@@ -132,14 +132,24 @@ def test_a_line_cut_off_half_way_costs_one_cell_only(tmp_path):
     assert len(bench.read_rows(file)) == len(CELLS)
 
 
-def test_forgotten_rows_are_gone_and_the_others_stay(tmp_path):
+def test_measuring_again_loses_no_row_that_has_no_successor(tmp_path):
     file = tmp_path / "rows.jsonl"
     bench.collect(CELLS, SETTINGS, file, measure=Ruler())
     before = bench.read_rows(file)
-    gone = list(before)[1]
-    bench.forget_rows(file, {gone})
-    assert bench.read_rows(file) == {key: row for key, row in before.items() if key != gone}
-    bench.forget_rows(tmp_path / "none.jsonl", {gone})
+
+    def interrupted(settings, method, length):
+        if (method, length) == CELLS[2]:
+            raise KeyboardInterrupt
+        return {"error": "no memory"} if (method, length) == CELLS[1] else {"prefill_seconds": -1.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.collect(CELLS, SETTINGS, file, measure=interrupted, fresh=True)
+    after, keys = bench.read_rows(file), list(before)
+    assert after[keys[0]]["prefill_seconds"] == -1.0
+    assert {key: after[key] for key in keys[1:]} == {key: before[key] for key in keys[1:]}
+    again = Ruler()
+    bench.collect(CELLS, SETTINGS, file, measure=again, fresh=True)
+    assert again.cells == CELLS
 
 
 def test_no_cell_is_started_that_would_end_after_the_time_allowed(tmp_path):
