@@ -27,12 +27,34 @@ __version__ = "0.1.0"
 #: command name (one or two words) -> ("module:function", one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("commands.ask:ask", "answer a question about a document with a long-context model"),
+    "chat": ("commands.chat:chat", "talk with a model in the terminal, about a document if you like"),
+    "merge": ("commands.merge:merge", "put an adapter into its base model and save an ordinary model folder"),
     "models": ("commands.models:models", "list the models and data sets the catalog knows, with licences"),
     "fetch": ("commands.fetch:fetch", "download a model or data set of the catalog, verified and converted"),
     "doctor": (
         "commands.doctor:doctor",
         "show versions, processor features and the attention paths that work",
     ),
+    "eval passkey": ("commands.eval_passkey:passkey", "find a number again that a long text states once"),
+    "eval needle": ("commands.eval_needle:needle", "needle in a haystack: a grid of lengths and depths, with heat map"),
+    "eval grid": ("commands.eval_grid:grid", "ask for needles at all depths and a pass key, each text read once"),
+    "eval compare": ("commands.eval_grid:compare", "put finished grids next to each other: table and heat maps"),
+    "train longllm": (
+        "commands.train_longllm:train_longllm",
+        "extend a model's context by LoRA or QLoRA",
+    ),
+    "synth offline": (
+        "commands.synth_offline:synth_offline",
+        "make long questions and answers from real texts, without a language model",
+    ),
+    "eval longbench": ("commands.eval_longbench:longbench", "LongBench v1: 21 long-context tasks, parity scores"),
+    "eval infinitebench": ("commands.eval_infinitebench:infinitebench", "InfiniteBench: 12 tasks beyond 100K tokens"),
+    "eval mmlu": ("commands.eval_mmlu:mmlu", "MMLU by the likelihood of the options: short-context knowledge"),
+    "eval perplexity": (
+        "commands.eval_perplexity:perplexity",
+        "perplexity of long texts by sliding windows and by length of context",
+    ),
+    "eval generation": ("commands.eval_generation:generation", "answers to conversations, scored by ROUGE"),
     "demo": ("commands.demo:demo", "open the workbench in a browser, on this machine alone"),
     "tour": ("commands.tour:tour", "run every system's main job once and write out/tour/index.html"),
 }

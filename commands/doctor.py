@@ -17,10 +17,11 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ggu
 def doctor(*, model: str = "") -> Iterator[str | dict[str, Any]]:
     """Show versions, processor features, attention paths, installed extras and where downloads are kept.
 
-    With a model, also load it and show what it was trained for: effective RoPE, stop tokens, chat template.
+    With a model, also load it and show what it was trained for: the RoPE speeds really in force, trained and claimed
+    length, stop tokens, chat template, and the adapter if it is one.
 
     Args:
-        model: a name from ``longscope models``, or a folder in Hugging Face layout, to examine
+        model: a name from ``longscope models``, a folder in Hugging Face layout, or an adapter, to examine
     """
     record: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
@@ -31,7 +32,9 @@ def doctor(*, model: str = "") -> Iterator[str | dict[str, Any]]:
     }
     if model:
         # An unknown name is a mistake of the command line; a model that does not load is a finding.
-        catalog.path(model)
+        from longllm.adapter import find
+
+        find(model)
         record["model"] = _model(model)
     for title, findings in record.items():
         yield _section(title, findings)
@@ -144,6 +147,7 @@ def _model(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "usable": "yes",
+        "adapter": loaded.adapter.record() if loaded.adapter is not None else None,
         "architecture": type(network).__name__,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -162,9 +166,16 @@ def _rope(network: Any, trained_length: int) -> dict[str, str]:
     for name, frequencies in network.named_buffers():
         if not name.endswith("inv_freq") or "original" in name:
             continue
-        turns = 2 * math.pi / frequencies.float()
+        speeds = frequencies.double()
+        turns = 2 * math.pi / speeds
+        # Unscaled, the second of n speeds is theta ** (-1 / n) and the last theta ** (1 / n - 1): both name theta.
+        count = len(speeds)
+        by_second, by_last = float(speeds[1]) ** -count, float(speeds[-1]) ** (count / (1 - count))
+        unscaled = math.isclose(by_second, by_last, rel_tol=1e-3)
         report[name.rpartition(".")[2]] = (
-            f"{len(turns)} frequencies, one turn per {turns.min():.1f} to {turns.max():,.0f} tokens; "
-            f"{int((turns <= trained_length).sum())} complete a turn in the trained length"
+            f"{count} frequencies, one turn per {turns.min():.1f} to {turns.max():,.0f} tokens; "
+            f"{int((turns <= trained_length).sum())} complete a turn in the trained length; the second is "
+            f"{float(speeds[1]):.4f}, "
+            + (f"that of theta {float(f'{by_last:.5g}'):,.0f}" if unscaled else "and they are scaled")
         )
     return report

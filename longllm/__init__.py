@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from longllm.config import Attention, Decoding, Device, DType
 
 if TYPE_CHECKING:
+    from longllm.chat import ChatSession as ChatSession
     from longllm.generate import Prefix as Prefix
     from longllm.generate import Result as Result
     from longllm.generate import Stream as Stream
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Public name -> its module. Modules that need torch are imported when a name is first used.
 _HOME = {
+    "ChatSession": "chat",
     "Excerpt": "spans",
     "LoadedModel": "loading",
     "Prefix": "generate",

@@ -124,7 +124,63 @@ def stream(
         )
     if not ids or chunk < 1:
         raise ValueError(f"need at least one token and a chunk of at least 1, got {len(ids)} and {chunk}")
-    return Stream(_generate(loaded, ids, decoding or Decoding(), prefix, chunk, progress))
+
+    def opened() -> Any:
+        return prefix.cache.fork(len(ids)) if prefix else GrowingCache(loaded.model.config, capacity=len(ids))
+
+    done = len(prefix.ids) if prefix else 0
+    return Stream(_generate(loaded, ids, done, opened, decoding or Decoding(), chunk, progress))
+
+
+def resume(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    cache: Any,
+    done: int,
+    decoding: Decoding | None = None,
+    *,
+    chosen: list[int] | None = None,
+    halted: Callable[[], bool] = bool,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> Stream:
+    """Generate after ``ids``, of which a cache holds the first ``done`` already; the cache itself grows.
+
+    Args:
+        loaded: the model.
+        ids: everything so far.
+        cache: a transformers cache.
+        done: how many of ``ids`` it holds; at least the last one is still to be read.
+        decoding: how tokens are chosen.
+        chosen: gets the tokens of the answer as they are chosen, the stop token left out.
+        halted: asked between chunks and between tokens; once it says True, an answer that has begun ends, and
+            reading raises InterruptedError.
+        chunk: tokens read at once.
+        progress: show a bar on stderr while reading.
+
+    Raises:
+        ValueError: nothing is left to read, or a chunk below 1.
+    """
+    if not 0 <= done < len(ids) or chunk < 1:
+        raise ValueError(
+            f"need at least one unread token and a chunk of at least 1, got {done} of {len(ids)} and {chunk}"
+        )
+    settings = decoding or Decoding()
+    return Stream(_generate(loaded, tuple(ids), done, lambda: cache, settings, chunk, progress, chosen, halted))
+
+
+def read_on(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    cache: Any,
+    done: int,
+    *,
+    halted: Callable[[], bool] = bool,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> None:
+    """Read what a cache does not hold yet of ``ids`` into it (see ``resume``)."""
+    _read(loaded, ids[done:], done, cache, chunk, progress, _heeding(halted))
 
 
 def text_pieces(decode: Callable[[list[int]], str], ids: Iterator[int]) -> Iterator[str]:
@@ -154,17 +210,19 @@ def text_pieces(decode: Callable[[list[int]], str], ids: Iterator[int]) -> Itera
 def _generate(
     loaded: LoadedModel,
     ids: tuple[int, ...],
+    done: int,
+    opened: Callable[[], Any],
     decoding: Decoding,
-    prefix: Prefix | None,
     chunk: int,
     progress: bool,
+    chosen: list[int] | None = None,
+    halted: Callable[[], bool] = bool,
 ) -> Generator[str, None, Result]:
-    """Yield the pieces of an answer; return its figures."""
+    """Yield the pieces of an answer; return its figures. ``opened`` gives a cache of the first ``done`` tokens."""
     begun = time.perf_counter()
-    done = len(prefix.ids) if prefix else 0
     with torch.inference_mode():
-        cache = prefix.cache.fork(len(ids)) if prefix else GrowingCache(loaded.model.config, capacity=len(ids))
-    logits = _read(loaded, ids[done:], done, cache, chunk, progress)
+        cache = opened()
+    logits = _read(loaded, ids[done:], done, cache, chunk, progress, _heeding(halted))
     held = cache_bytes(cache)
     prefilled = time.perf_counter()
     times: list[float] = []
@@ -180,7 +238,11 @@ def _generate(
             if token in loaded.stop_ids:
                 stopped = True
                 return
+            if chosen is not None:
+                chosen.append(token)
             yield token
+            if halted():
+                return
             if count + 1 < decoding.max_new_tokens:
                 row = _forward(loaded, [token], len(ids) + count, cache)
 
@@ -200,6 +262,16 @@ def _generate(
         seconds=times[-1] - begun,
         kv_bytes=held,
     )
+
+
+def _heeding(halted: Callable[[], bool]) -> Callable[[int], None]:
+    """Return what to call after each chunk so that reading stops when it is told to."""
+
+    def heed(_: int) -> None:
+        if halted():
+            raise InterruptedError("stopped while reading")
+
+    return heed
 
 
 def _read(

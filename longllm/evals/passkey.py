@@ -1,4 +1,4 @@
-"""Passkey retrieval: a number stated once in a long text, asked for at the end. Pure functions on a tokeniser."""
+"""Passkey retrieval: a number stated once in a long text, asked for at the end. Functions on a tokeniser, and a task."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import importlib.util
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from longllm.evals.cells import by_cell, by_length
+from longllm.evals.haystack import Haystack, stretch
+from longllm.evals.task import Example, Row, mean_scores
 from longllm.prompts import encode
 
 INSTRUCTION = "An important number is hidden in the text below. Find it and remember it: you will be asked for it.\n\n"
@@ -98,22 +101,44 @@ def passkey_prompt(tokenizer: Any, cell: Cell, haystack: str | None = None) -> P
     >>> len(prompt.ids), prompt.text[prompt.key_start :].split(".")[0].strip()
     (300, 'The pass key is 48213')
     """
-    if not 0 <= cell.depth <= 100:
-        raise ValueError(f"depth must lie between 0 and 100 per cent, got {cell.depth}")
+    noise = None if haystack is not None else _repeated(tokenizer, cell.length)
+    return _built(tokenizer, cell, noise, None if haystack is None else encode(tokenizer, haystack))
+
+
+def hide(
+    length: int, depth: float, instruction: Sequence[int], sentence: Sequence[int], question: Sequence[int]
+) -> tuple[int, int]:
+    """Return how many tokens of other text a prompt of ``length`` has room for, and how many of them go first.
+
+    With d, p and k tokens of instruction, question and sentence, and depth in per cent, the sentence begins at token
+    ``d + round((length - p - k - 1 - d) * depth / 100)`` of the prompt.
+
+    Raises:
+        ValueError: a depth outside 0 to 100, or a length too small.
+
+    >>> hide(100, 50, [1] * 10, [2] * 5, [3] * 4)
+    (81, 40)
+    """
+    if not 0 <= depth <= 100:
+        raise ValueError(f"depth must lie between 0 and 100 per cent, got {depth}")
+    room = length - len(instruction) - len(sentence) - len(question)
+    if room < 1:
+        raise ValueError(f"such a prompt needs at least {length - room + 1} tokens, got {length}")
+    return room, round((room - 1) * depth / 100)
+
+
+def _built(tokenizer: Any, cell: Cell, noise: Sequence[int] | None, hay: Sequence[int] | None) -> PasskeyPrompt:
+    """Build a prompt from the tokens of the repeated noise, or of a haystack."""
     instruction, question = encode(tokenizer, INSTRUCTION), encode(tokenizer, QUESTION)
     sentence = encode(tokenizer, KEY.format(key=cell.key))
-    room = cell.length - len(instruction) - len(sentence) - len(question)
-    if room < 1:
-        raise ValueError(f"a passkey prompt needs at least {cell.length - room + 1} tokens, got {cell.length}")
-    before = round((room - 1) * cell.depth / 100)
-    if haystack is None:
-        noise = _repeated(tokenizer, max(before, room - before))
+    room, before = hide(cell.length, cell.depth, instruction, sentence, question)
+    if noise is not None:
         prefix, suffix = noise[:before], noise[: room - before]
     else:
-        hay = encode(tokenizer, haystack)
-        if len(hay) < room:
-            raise ValueError(f"the haystack has {len(hay):,} tokens, {room:,} are needed")
-        prefix, suffix = hay[:before], hay[before:room]
+        text = hay or ()
+        if len(text) < room:
+            raise ValueError(f"the haystack has {len(text):,} tokens, {room:,} are needed")
+        prefix, suffix = text[:before], text[before:room]
     ids = (*instruction, *prefix, *sentence, *suffix, *question)
     return PasskeyPrompt(ids, tokenizer.decode(ids), len(instruction) + before)
 
@@ -143,3 +168,55 @@ def _repeated(tokenizer: Any, count: int) -> list[int]:
     while len(ids := encode(tokenizer, NOISE * repeats)) < count:
         repeats = repeats * count // len(ids) + 1
     return ids[:count]
+
+
+@dataclass
+class Passkey:
+    """The task: one question per length and depth.
+
+    >>> Passkey((8192,), (0, 50, 100)).name
+    'passkey'
+    """
+
+    lengths: Sequence[int]
+    depths: Sequence[float]
+    haystack: Haystack | None = None
+    """what the key is hidden in; None = the usual noise sentences"""
+    digits: int = 5
+    seed: int = 123
+    new_tokens: int = 50
+    name: str = field(default="passkey", init=False)
+
+    def examples(self, tokenizer: Any) -> Iterator[Example]:
+        """Yield the cells, lengths outermost.
+
+        Raises:
+            ValueError: there is no tokeniser to count with, or a length is too small.
+        """
+        if tokenizer is None:
+            raise ValueError("a passkey prompt has an exact length, so it needs the model's tokeniser: name its folder")
+        longest = max(self.lengths)
+        noise = _repeated(tokenizer, longest) if self.haystack is None else None
+        hay = stretch(self.haystack.ids(tokenizer), longest)[0] if self.haystack else None
+        for cell in passkey_cells(self.lengths, self.depths, digits=self.digits, seed=self.seed):
+            prompt = _built(tokenizer, cell, noise, hay)
+            yield Example(
+                f"{cell.length}@{cell.depth:g}",
+                prompt.text,
+                (cell.key,),
+                self.new_tokens,
+                truncate="never",
+                ids=prompt.ids,
+                facts={"length": cell.length, "depth": cell.depth, "key_start": prompt.key_start},
+                enough=r"\d+\D",
+            )
+
+    def score(self, example: Example, answer: str) -> dict[str, float]:
+        """Return whether the first run of digits is the key, and how similar they are (with ``longscope[eval]``)."""
+        found = passkey_score(answer, example.references[0])
+        alike = {} if found.similarity is None else {"similarity": found.similarity}
+        return {"right": float(found.correct), **alike}
+
+    def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the means, and accuracy by length and by cell."""
+        return {**mean_scores(rows), "lengths": by_length(rows, "right"), "cells": by_cell(rows, "right")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from longllm.evals.task import Answerer, Row, Task, shard
+from longllm.evals.task import Answer, Answerer, Example, Measuring, Row, Task, shard
 
 
 class ResultsFile:
@@ -44,7 +45,7 @@ class ResultsFile:
         """Read what an earlier run has written; a last line that was cut off is dropped."""
         text = self.path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines()
+        lines = whole.rstrip("\n").split("\n")
         try:
             begun = json.loads(lines[0])["run"]
             rows = [Row.of(json.loads(line)) for line in lines[1:]]
@@ -102,8 +103,7 @@ def evaluate(
     for example in bar:
         if example.name in results.rows:
             continue
-        answer = answerer.generate(example)
-        scores = task.score(example, answer.text)
+        answer, scores = asked(task, answerer, example)
         seen = {"tokens_seen": answer.tokens_seen, "tokens_cut": answer.tokens_cut, "seconds": answer.seconds}
         results.add(
             Row(example.name, answer.text, scores, example.references, {**example.facts, **seen, **answer.facts})
@@ -112,22 +112,51 @@ def evaluate(
     return written(Path(out) / f"{task.name}{ending}.json", {**facts, "n": len(rows), **task.summarise(rows)})
 
 
+def asked(task: Task, answerer: Answerer, example: Example) -> tuple[Answer, dict[str, float]]:
+    """Return an answer and its scores: generated and scored, or measured where the task wants likelihoods."""
+    if isinstance(task, Measuring):
+        return task.measure(answerer, example)
+    answer = answerer.generate(example)
+    return answer, task.score(example, answer.text)
+
+
 def joined(task: Task, out: str | os.PathLike[str], parts: int) -> dict[str, Any]:
     """Put the results of all parts together; return and write the summary.
 
     Raises:
-        FileNotFoundError: a part has no results.
+        FileNotFoundError, ValueError: as ``rows_of``.
     """
-    rows: list[Row] = []
+    facts, rows = rows_of(task.name, out, parts)
+    return written(Path(out) / f"{task.name}.json", {**facts, "n": len(rows), **task.summarise(rows)})
+
+
+def rows_of(name: str, out: str | os.PathLike[str], parts: int = 1) -> tuple[dict[str, Any], list[Row]]:
+    """Return the settings and the rows of a finished run, all its parts together, in the order of the data.
+
+    Raises:
+        FileNotFoundError: a part has no results.
+        ValueError: parts were run with different settings.
+    """
+    found: list[list[Row]] = []
+    facts: dict[str, Any] = {}
     for part in range(parts):
-        path = Path(out) / f"{task.name}.{part}-of-{parts}.jsonl"
+        path = Path(out) / (f"{name}.{part}-of-{parts}.jsonl" if parts > 1 else f"{name}.jsonl")
         if not path.is_file():
             raise FileNotFoundError(f"there are no results of part {part} of {parts}: {path} is missing")
-        begun, *lines = path.read_text(encoding="utf-8").splitlines()
-        rows += [Row.of(json.loads(line)) for line in lines]
-        facts = json.loads(begun)["run"]
-    facts = {name: value for name, value in facts.items() if name not in ("part", "parts")}
-    return written(Path(out) / f"{task.name}.json", {**facts, "n": len(rows), **task.summarise(rows)})
+        # Only "\n" ends a line of JSON: answers may hold other separators, which splitlines() would cut at.
+        begun, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        own = {key: value for key, value in json.loads(begun)["run"].items() if key not in ("part", "parts")}
+        if part and own != facts:
+            other = next(key for key in {**own, **facts} if own.get(key) != facts.get(key))
+            raise ValueError(
+                f"{path} was run with another {other} ({own.get(other)!r}) than part 0 ({facts.get(other)!r}): "
+                "run it again in another --out"
+            )
+        facts = own
+        found.append([Row.of(json.loads(line)) for line in lines])
+    # Parts took every so-manieth example in turn.
+    rows = [row for turn in itertools.zip_longest(*found) for row in turn if row is not None]
+    return facts, rows
 
 
 def written(path: Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 Scorer = Callable[[str, str], float]
 #: Chinese punctuation that LongBench strips
-_CHINESE = (
+CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼"
     "］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖"
     "〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -101,8 +101,9 @@ def classification(answer: str, reference: str, classes: Sequence[str]) -> float
         return 1 / len(named) if reference in named else 0.0
     if any(name in answer for name in classes):
         return 0.0
-    alike = max(classes, key=lambda name: difflib.SequenceMatcher(None, answer, name).ratio(), default="")
-    return float(alike == reference)
+    # The measure is not symmetric: the class comes first, as in the reference. What is like no class is none of them.
+    alike = {name: difflib.SequenceMatcher(None, name, answer).ratio() for name in classes}
+    return float(max(alike.values(), default=0.0) > 0 and max(alike, key=alike.__getitem__) == reference)
 
 
 def count(answer: str, reference: str) -> float:
@@ -166,6 +167,6 @@ def _words_zh(text: str) -> list[str]:
     """Return the words of a Chinese text in lower case, without punctuation and spaces."""
     from longllm.evals.extras import jieba
 
-    left_out = set(string.punctuation + _CHINESE)
+    left_out = set(string.punctuation + CHINESE_PUNCTUATION)
     words = ("".join(letter for letter in word.lower() if letter not in left_out) for word in jieba().cut(text))
     return ["".join(word.split()) for word in words if "".join(word.split())]

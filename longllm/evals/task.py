@@ -8,9 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
-Truncate = Literal["middle", "left", "error"]
+Truncate = Literal["middle", "left", "error", "never"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The beginning that a prompt has in common with others: whoever can reads it once and asks them all.
+
+    >>> Shared(tokens=4000, reach=4096).reach
+    4096
+    """
+
+    tokens: int
+    """how many leading ids of ``Example.ids``"""
+    reach: int
+    """positions that the longest of these prompts takes, its answer included, the chat frame not counted"""
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,15 @@ class Example:
     """whether the prompt is a user's turn; else the model continues it"""
     stop_at_newline: bool = False
     truncate: Truncate = "middle"
-    """what to leave out of a prompt that is too long"""
+    """what to leave out of a prompt that is too long; never: the task has cut it to size itself"""
     ids: tuple[int, ...] | None = None
     """the prompt as ids of the tokeniser that the task was given, where a length must be exact"""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """what scoring and tables need: depth, length, classes, language; JSON values"""
+    shared: Shared | None = None
+    """what an answerer may read once for this and its neighbours"""
+    enough: str = ""
+    """regular expression: nothing that follows its first match changes the scores, so the answer may end there"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,15 @@ class Task(Protocol):
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the figures of a run as JSON values."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """What a task is as well if it wants likelihoods instead of an answer in words."""
+
+    def measure(self, answerer: Answerer, example: Example) -> tuple[Answer, dict[str, float]]:
+        """Return what the answerer gives for one example, and its named scores."""
         ...
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,11 +15,17 @@ Door = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny chat model as a folder."""
+def tiny_chat() -> ModuleType:
+    """The module that builds the tiny model and adapters for it."""
     spec = importlib.util.spec_from_file_location("tiny_chat", ROOT / "tests" / "longllm" / "tiny_chat.py")
     tiny_chat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny_chat)
+    return tiny_chat
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_chat: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny chat model as a folder."""
     return tiny_chat.build(tmp_path_factory.mktemp("tiny-chat"))
 
 

@@ -16,6 +16,7 @@ NEEDS_MODEL: set[str] = {
     *("longllm.LoadedModel", "longllm.Prefix", "longllm.Result", "longllm.Stream", "longllm.chat_prompt"),
     *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.question_ids"),
     *("longllm.stop_ids", "longllm.stream"),
+    "longllm.synthesis.synthesise",
     *("beacon.CompressedCache", "beacon.SavedCache", "beacon.compressing", "beacon.load_cache", "beacon.read"),
     *("beacon.load_beacons", "beacon.losses", "beacon.save_beacons", "beacon.save_released"),
     *("beacon.save_cache", "beacon.verify", "beacon.methods.LayerView", "beacon.methods.Method"),

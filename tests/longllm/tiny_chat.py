@@ -1,5 +1,6 @@
 """A chat model of 60,000 random weights with a tokeniser trained on the spot, saved as a Hugging Face folder."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -40,10 +41,29 @@ def config(vocabulary: int, **changes: object) -> LlamaConfig:
     return LlamaConfig(**{**sizes, **heads, **tokens, "initializer_range": 0.6, **changes})
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, **changes: object) -> Path:
     """Save model and tokeniser into ``folder``, always with the same weights."""
     torch.manual_seed(0)
     words = tokenizer()
-    LlamaForCausalLM(config(len(words))).save_pretrained(folder)
+    LlamaForCausalLM(config(len(words), **changes)).save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def adapter(folder: Path, base: Path, context: object = None, **settings: object) -> Path:
+    """Save a LoRA adapter of random weights for a base, in PEFT layout, with its context if there is one."""
+    import peft
+
+    lora = {"r": 4, "lora_alpha": 2, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], **settings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied embeddings, which are among the cases
+        model = LlamaForCausalLM.from_pretrained(base)
+        tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    torch.manual_seed(1)
+    for weight in tuned.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    if context is not None:
+        context.save(folder)
     return folder

@@ -1,0 +1,98 @@
+"""``longscope eval grid``: needles at every depth and a pass key in one text, read once for all questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from commands.eval_numbers import numbers
+from longllm.config import DType
+
+
+def grid(
+    *,
+    model: str = "smollm2-135m-instruct",
+    rope: str = "",
+    label: str = "",
+    lengths: str = "4K,8K,16K,32K",
+    depths: str = "0,11,22,33,44,55,66,77,88,100",
+    texts: str = "3",
+    haystack: str = "moby-dick",
+    start: float = 0.0,
+    out: str = "out/grid",
+    dtype: DType = "auto",
+    seed: int = 123,
+    new_tokens: int = 32,
+) -> Iterator[str | dict[str, Any]]:
+    """Ask a model for facts and a pass key that are hidden in long texts, each text read once for all its questions.
+
+    Every text carries an invented fact at each depth and a pass key at one of them; which fact stands where turns from
+    text to text. What is written is one line per answer, a summary with a 95 % interval per length, and a heat map.
+    The same command goes on with a run that was interrupted, or adds lengths and texts to a finished one.
+
+    Args:
+        model: a name from ``longscope models``, a folder in Hugging Face layout, or the folder of an adapter
+        rope: stretch the positions without training: yarn:4, dynamic:4, linear:4, or theta:2500000 for another base
+        label: what tables and pictures call this run; by default the model's name and the stretching
+        lengths: tokens of the longest prompt of each text, chat frame and answer included; K stands for 1,024
+        depths: per cent of the text before each fact
+        texts: texts per length, one number for all lengths or one for each
+        haystack: what the facts are hidden in: a document of the catalog, a file, or a folder of .txt files
+        start: share of the haystack that is left out at its beginning, 0 to 1
+        out: folder of the results
+        dtype: what to compute in; auto is bf16 where the hardware is fast at it, else fp32
+        seed: decides keys, facts and stretches of the haystack
+        new_tokens: most tokens of an answer
+    """
+    from longllm.evals.grid import GridPlan, run_grid
+    from longllm.evals.haystack import read_haystack
+
+    plan = GridPlan(numbers(lengths, "lengths"), numbers(depths, "depths"), numbers(texts, "texts"), seed, new_tokens)
+    hay = read_haystack(haystack, start)
+    answerer, facts = _answerer(model, rope, dtype, max(plan.lengths))
+    name = label or " ".join(filter(None, (model.rstrip("/").rpartition("/")[2], rope)))
+    asked = sum(plan.texts_of(length) for length in plan.lengths)
+    yield f"{name}: {asked} texts of {lengths} tokens, {len(plan.depths) + 1} questions each\n"
+    summary = run_grid(answerer, plan, hay, out, label=name, settings=facts, progress=True)
+    from longllm.evals.compare import table
+
+    yield f"{table([summary])}\n\nwritten: {out}/grid.jsonl, grid.json, grid.png, grid.svg\n"
+    yield {**summary, "out": out}
+
+
+def _answerer(model: str, rope: str, dtype: DType, length: int) -> tuple[Any, dict[str, Any]]:
+    """Return the model, stretched as asked, and what identifies it in the settings of a run."""
+    import longllm
+    from longllm.evals.answerers import LocalAnswerer
+
+    context = None
+    if rope:
+        import transformers
+
+        from longllm.context import parse_rope
+        from longllm.loading import parts
+
+        own = transformers.AutoConfig.from_pretrained(parts(model)[1])
+        native = int(own.get_text_config(decoder=True).max_position_embeddings)
+        context = parse_rope(rope, own, max(length, native), model)
+    loaded = longllm.load(model, dtype=dtype, context=context)
+    config = loaded.model.config.get_text_config(decoder=True)
+    facts = {"rope_parameters": dict(config.rope_parameters), "dtype": str(loaded.dtype).removeprefix("torch.")}
+    return LocalAnswerer(loaded, max_length=length), facts
+
+
+def compare(runs: list[str], *, out: str = "out/grids", title: str = "") -> Iterator[str | dict[str, Any]]:
+    """Put finished runs of ``longscope eval grid`` next to each other: a table and a figure of heat maps.
+
+    Args:
+        runs: folders of the runs, in the order they are shown
+        out: folder of compare.md, compare.json, compare.png and compare.svg
+        title: what stands above the figure
+    """
+    from longllm.evals.compare import compare as put_together
+
+    record = put_together(runs, out, title)
+    if record["differ_in"]:
+        yield f"note: the runs differ in {', '.join(record['differ_in'])}, so they were not asked the same\n"
+    yield f"{record['table']}\n\nwritten: {out}/compare.md, compare.json, compare.png, compare.svg\n"
+    yield record

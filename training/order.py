@@ -1,0 +1,83 @@
+"""Which rows make up which step: a function of seed and step, so that resuming needs no state of a sampler."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: steps' worth of rows within which rows are sorted by length when they are grouped
+_POOL = 50
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of every step of every process.
+
+    Each epoch is a new permutation. With ``lengths``, rows of like length share a step, and the longest come first in
+    an epoch, so that a run which will not fit into memory fails at once.
+
+    Raises:
+        ValueError: there are no rows.
+
+    >>> order = Order(rows=5, batch_size=1, accumulation=2, seed=0)
+    >>> order.steps_per_epoch, sorted(sum((sum(order.step(n), []) for n in range(3)), []))
+    (3, [0, 1, 2, 3, 4])
+    """
+
+    rows: int
+    batch_size: int = 1
+    accumulation: int = 1
+    seed: int = 0
+    processes: int = 1
+    lengths: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an empty data set."""
+        if self.rows < 1:
+            raise ValueError("there are no rows to train on")
+
+    @property
+    def per_step(self) -> int:
+        """Rows that one step takes over all processes."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every row comes once."""
+        return -(-self.rows // self.per_step)
+
+    def step(self, number: int, process: int = 0) -> list[list[int]]:
+        """Return the rows of step ``number`` (0 …) for one process, as one list for each forward pass.
+
+        The last step of an epoch takes what is left. With several processes it is filled up from the beginning of the
+        epoch, because all must take part in every pass.
+        """
+        epoch, place = divmod(number, self.steps_per_epoch)
+        order = self._epoch(epoch)
+        rows = order[place * self.per_step : (place + 1) * self.per_step]
+        if self.processes > 1:
+            while len(rows) < self.per_step:
+                rows += order[: self.per_step - len(rows)]
+        own = rows[process :: self.processes]
+        return [own[at : at + self.batch_size] for at in range(0, len(own), self.batch_size)]
+
+    def _epoch(self, epoch: int) -> list[int]:
+        """Return the order of all rows in one epoch."""
+        draws = random.Random(f"{self.seed}/{epoch}")
+        order = list(range(self.rows))
+        draws.shuffle(order)
+        lengths = self.lengths
+        if lengths is None:
+            return order
+        pool = self.per_step * _POOL
+        groups = []
+        for at in range(0, self.rows, pool):
+            near = sorted(order[at : at + pool], key=lambda row: -lengths[row])
+            groups += [near[start : start + self.per_step] for start in range(0, len(near), self.per_step)]
+        # A short group can only be the last: every other step of the epoch must be full.
+        tail = [groups.pop()] if len(groups[-1]) < self.per_step else []
+        longest = max(range(len(groups)), key=lambda group: lengths[groups[group][0]], default=None)
+        first = [groups.pop(longest)] if longest is not None else []
+        draws.shuffle(groups)
+        return [row for group in first + groups + tail for row in group]
