@@ -37,12 +37,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval passkey": ("commands.eval_passkey:passkey", "find a number again that a long text states once"),
     "eval needle": ("commands.eval_needle:needle", "needle in a haystack: a grid of lengths and depths, with heat map"),
+    "eval topic": ("commands.eval_topic:topic", "name the first topic of a long record of conversations (LongEval)"),
+    "eval ruler": ("commands.eval_ruler:ruler", "needles, variables, word counts and questions at any length (RULER)"),
     "eval grid": ("commands.eval_grid:grid", "ask for needles at all depths and a pass key, each text read once"),
     "eval compare": ("commands.eval_grid:compare", "put finished grids next to each other: table and heat maps"),
     "train longllm": (
         "commands.train_longllm:train_longllm",
         "extend a model's context by LoRA or QLoRA",
     ),
+    "synth requests": (
+        "commands.synth:requests",
+        "write requests for questions and answers about a corpus, for any OpenAI-compatible endpoint",
+    ),
+    "synth run": ("commands.synth:run", "send such requests: limits, retries, cost log, resume"),
+    "synth assemble": ("commands.synth:assemble", "make training conversations of the answers"),
     "synth offline": (
         "commands.synth_offline:synth_offline",
         "make long questions and answers from real texts, without a language model",
@@ -55,6 +63,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "perplexity of long texts by sliding windows and by length of context",
     ),
     "eval generation": ("commands.eval_generation:generation", "answers to conversations, scored by ROUGE"),
+    "serve": ("commands.serve:serve", "serve a model to OpenAI-compatible programs, on this machine alone"),
     "demo": ("commands.demo:demo", "open the workbench in a browser, on this machine alone"),
     "tour": ("commands.tour:tour", "run every system's main job once and write out/tour/index.html"),
 }

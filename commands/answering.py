@@ -35,7 +35,7 @@ class Stopped(Exception):
 
 
 @dataclass(eq=False)
-class _Run:
+class Run:
     """One question under way, as its worker and whoever waits for it see it."""
 
     begun: float = field(default_factory=time.perf_counter)
@@ -74,21 +74,14 @@ class Desk:
         self._kept: tuple[Source, Prefix, bool] | None = None
         #: what has kept the compression contract with this model, and need not show it again
         self._verified: set[tuple[str, str]] = set()
-        self._runs: set[_Run] = set()
+        self._runs: set[Run] = set()
         #: how many questions were answered
         self.answers = 0
 
     @property
     def documents(self) -> list[str]:
-        """Return the names of the catalog's documents, fetching the collections on first use."""
-        names: list[str] = []
-        for row in catalog.rows():
-            if row.documents:
-                try:
-                    names += reversed(catalog.documents(row.name))
-                except OSError as error:
-                    log.warning("longscope: the documents of %s are not offered: %s", row.name, error)
-        return names
+        """Return the names of the catalog's documents."""
+        return document_names()
 
     def load(self) -> LoadedModel:
         """Return the model, loading it on the first call.
@@ -136,8 +129,8 @@ class Desk:
         if method not in self.methods:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(self.methods)}")
         wish = Wish(method, 0.0 if method in self.unrated else ratio)  # type: ignore[arg-type]
-        text = _read_document(document)
-        run = _Run()
+        text = named_document(document)
+        run = Run()
         self._runs.add(run)
         work = self._worker.submit(self._answer, run, text, wish, question, question_aware)
         work.add_done_callback(lambda _: run.news.put(None))
@@ -161,7 +154,7 @@ class Desk:
             run.stop.set()
             self._runs.discard(run)
 
-    def _answer(self, run: _Run, document: catalog.Document, wish: Wish, question: str, question_aware: bool) -> None:
+    def _answer(self, run: Run, document: catalog.Document, wish: Wish, question: str, question_aware: bool) -> None:
         """Read and answer in the worker's thread; put what comes into ``run.news``."""
         import longllm
         from commands.ask_reading import figures
@@ -170,7 +163,7 @@ class Desk:
             raise Stopped
         loaded = self.load()
         text = ""
-        with _watched(loaded.model, run):
+        with watched(loaded.model, run):
             source, prefix = self._source(run, loaded, document, wish, question, question_aware)
             reused = prefix is not None and source.reading_seconds == 0
             with source.running(loaded):
@@ -185,7 +178,7 @@ class Desk:
 
     def _source(
         self,
-        run: _Run,
+        run: Run,
         loaded: LoadedModel,
         document: catalog.Document,
         wish: Wish,
@@ -223,6 +216,18 @@ class Desk:
         return source, held
 
 
+def document_names() -> list[str]:
+    """Return the names of the catalog's documents, fetching the collections on first use."""
+    names: list[str] = []
+    for row in catalog.rows():
+        if row.documents:
+            try:
+                names += reversed(catalog.documents(row.name))
+            except OSError as error:
+                log.warning("longscope: the documents of %s are not offered: %s", row.name, error)
+    return names
+
+
 def outlook(plan: Plan, tokens: int, trained_length: int) -> str | None:
     """Say what is wrong with a plan for a prompt of ``tokens`` tokens before it is carried out, or return None.
 
@@ -247,7 +252,7 @@ def outlook(plan: Plan, tokens: int, trained_length: int) -> str | None:
     )
 
 
-def _read_document(reference: str) -> catalog.Document:
+def named_document(reference: str) -> catalog.Document:
     """Read a document; messages call a file by its name, not by the folder an upload happens to lie in."""
     try:
         return catalog.read_document(reference)
@@ -256,7 +261,7 @@ def _read_document(reference: str) -> catalog.Document:
 
 
 @contextlib.contextmanager
-def _watched(model: Any, run: _Run) -> Iterator[None]:
+def watched(model: Any, run: Run) -> Iterator[None]:
     """Note how far a model has read, and raise ``Stopped`` inside it once ``run`` is to stop."""
     import torch
 

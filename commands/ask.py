@@ -74,7 +74,9 @@ def ask(
     wish = Wish(method, ratio, slots, budget, positions)
     checked(question, doc, cache, save_cache, wish)
     document = catalog.read_document(doc) if doc else None
-    catalog.path(model)
+    from longllm.adapter import find
+
+    find(model)
 
     import longllm
     from commands import ask_reading

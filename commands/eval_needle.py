@@ -59,10 +59,9 @@ def needle(
     hay = read_haystack(haystack, start)
     where = numbers(lengths, "lengths"), numbers(depths, "depths")
     task = Needle(*where, hay, needle or NEEDLE, question or QUESTION, marks)
-    fixed = {"lengths": list(where[0]), "depths": list(where[1]), "needle": task.needle, "question": task.question}
-    settings = {**fixed, **hay.facts, "judge": judge_model if judge else ""}
-    figure = heat("needle", task.measure, *(("judge's mark, 1 to 10", (1, 10)) if judge else ("ROUGE-L",)))
+    settings = {"needle": task.needle, "question": task.question, **hay.facts, "judge": judge_model if judge else ""}
+    figure = heat("needle", task.main_score, *(("judge's mark, 1 to 10", (1, 10)) if judge else ("ROUGE-L",)))
     for piece in run_task(task, choice, share, longest=max(where[0]), settings=settings, figure=figure):
         if isinstance(piece, dict):
-            yield shown(piece["lengths"], task.measure) + f"written: {out}/{piece['written']}\n"
+            yield shown(piece["by_length"], task.main_score) + f"written: {out}/{piece['written']}\n"
         yield piece

@@ -50,5 +50,5 @@ def passkey(
     figure = heat("pass key", "right", "share of right answers")
     for piece in run_task(task, choice, share, longest=max(task.lengths), settings=settings, figure=figure):
         if isinstance(piece, dict):
-            yield shown(piece["lengths"], "right") + f"written: {out}/{piece['written']}\n"
+            yield shown(piece["by_length"], "right") + f"written: {out}/{piece['written']}\n"
         yield piece

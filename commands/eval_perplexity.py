@@ -89,13 +89,14 @@ def perplexity(
             yield f"{task.name}: part {part} of {parts} is done, others are missing\n"
             record["missing_parts"] = True
         elif isinstance(task, Perplexity):
-            yield f"window {window:,}, stride {stride:,}: perplexity {summary['perplexity']:.3f} on {summary['tokens']:,} "
-            yield f"tokens of {summary['n']} texts ({summary['window_seconds']:.1f} s a window)\n"
+            found = f"{summary['perplexity']:.3f} on {summary['tokens']:,} tokens of {summary['n']} texts"
+            took = f"{summary['window_seconds']:.1f} s a window"
+            yield f"window {window:,}, stride {stride:,}: perplexity {found}, {took}\n"
             record["windows"] = summary
         else:
             yield f"the same {last:,} tokens at {places} places of each text:\n" + "".join(
-                f"  context {int(length):>9,}   perplexity {found['perplexity']:8.3f}\n"
-                for length, found in summary["lengths"].items()
+                f"  context {int(length):>9,}   perplexity {own['perplexity']:8.3f}\n"
+                for length, own in summary["lengths"].items()
             )
             record["contexts"] = summary
     if "missing_parts" not in record:

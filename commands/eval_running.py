@@ -36,6 +36,11 @@ class Share:
         if not 0 <= self.part < self.parts:
             raise ValueError(f"part must be one of 0 … {self.parts - 1}, got {self.part}")
 
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the results."""
+        return Path(self.out)
+
 
 def answerer_of(choice: AnswererChoice, longest: int, reaching: int = 0) -> tuple[Answerer, list[str]]:
     """Return who answers, and warnings about what will make answers worse.
@@ -90,7 +95,7 @@ def run_task(
     if answerer is None:
         answerer, warnings = answerer_of(choice, longest)
         yield "".join(f"note: {line}\n" for line in warnings)
-    out, part, parts = Path(share.out), share.part, share.parts
+    out, part, parts = share.folder, share.part, share.parts
     fixed = {**choice.settings, **settings}
     summary = evaluate(task, answerer, out, settings=fixed, part=part, parts=parts, progress=True)
     name = task.name

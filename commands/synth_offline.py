@@ -27,11 +27,12 @@ def synth_offline(
         model: whose tokens are counted: a folder or a name of the catalog
         mixture: how many rows of what kinds and lengths
     """
-    from commands.eval_answerer import tokenizer_of
+    import catalog
+    from longllm.loading import tokenizer_of
     from longllm.synthesis.offline import synthesise
 
     yield f"making {mixture.rows:,} rows …\n"
-    facts = synthesise(tokenizer_of(model), mixture, out)
+    facts = synthesise(tokenizer_of(catalog.path(model), None), mixture, out)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts["kinds"].items())
     yield f"{facts['file']}: {facts['rows']:,} rows ({kinds}), {facts['questions']:,} questions, "
     yield f"{facts['tokens']:,} tokens, {facts['shortest']:,} to {facts['longest']:,} a row, {facts['seconds']} s\n"

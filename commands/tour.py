@@ -11,6 +11,7 @@ from typing import Any
 import catalog
 from commands.doctor import machine
 from commands.tour_beacons import beacons
+from commands.tour_extended import extended
 from commands.tour_long_document import SPEECH, long_document
 from commands.tour_novel import novel
 from commands.tour_page import render
@@ -36,7 +37,8 @@ def tour(
     """Run every system's main job once on real input and write a page about it.
 
     Fetches the default models and data, asks three questions about a State of the Union address, looks for a passkey at
-    three depths, reads the speech in beacons, reads a whole novel into a compressed cache and asks about it, shows
+    three depths, reads the speech in beacons, looks for three facts in 16,384 tokens with the extended model, reads a
+    whole novel into a compressed cache and asks about it, shows
     everything as it happens and writes index.html, the plots and tour.json. About a quarter of an hour on two cores;
     the novel's cache is kept, so the next time takes two minutes.
 
@@ -66,7 +68,7 @@ def tour(
     facts = _facts(loaded, here)
     yield "\nSet-up\n" + "".join(f"  {name:<12} {fact}\n" for name, fact in facts.items())
     chapters, runs = yield from long_document(loaded, folder)
-    for chapter in (beacons(loaded), novel(loaded, folder, novel_tokens)):
+    for chapter in (beacons(loaded), extended(folder, dtype), novel(loaded, folder, novel_tokens)):
         more_chapters, more_runs = yield from chapter
         chapters, runs = chapters + more_chapters, runs + more_runs
     seconds = time.perf_counter() - fetched

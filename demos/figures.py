@@ -30,8 +30,8 @@ def panel(figures: dict[str, Any]) -> str:
 def _cache(figures: dict[str, Any]) -> Iterator[str]:
     """Yield the size of the KV cache, that of the full one, and a bar of both."""
     held, full = figures["kv_bytes"], figures["kv_bytes_full"]
-    yield f'<h3>KV cache</h3><p class="pair"><strong>{_size(held)}</strong> of {_size(full)}</p>'
-    yield _bar(held / full, "KV cache held, as a share of the full one")
+    yield f'<h3>KV cache</h3><p class="pair"><strong>{size(held)}</strong> of {size(full)}</p>'
+    yield bar(held / full, "KV cache held, as a share of the full one")
     times = f"{full / held:.1f} times smaller than the full cache" if full > held else "nothing left out"
     yield f'<p class="dim">{times}</p>'
 
@@ -43,7 +43,7 @@ def _progress(figures: dict[str, Any]) -> Iterator[str]:
         yield '<h3>Getting ready</h3><p class="pair">…</p>'
         return
     yield f'<h3>Reading</h3><p class="pair"><strong>{read:,}</strong> of {planned:,} tokens</p>'
-    yield _bar(read / planned, "share of the text that has been read")
+    yield bar(read / planned, "share of the text that has been read")
 
 
 def _facts(figures: dict[str, Any]) -> Iterator[str]:
@@ -70,20 +70,20 @@ def _plan(figures: dict[str, Any]) -> Iterator[str]:
         yield f"cut off after {figures['new_tokens']} tokens"
 
 
-def _bar(share: float, label: str) -> str:
+def bar(share: float, label: str) -> str:
     """Return a bar that is filled to ``share`` of its length."""
     percent = 100 * min(1.0, share)
     meter = f'role="meter" aria-label="{label}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}"'
     return f'<div class="bar" {meter}><span style="width:{percent:.1f}%"></span></div>'
 
 
-def _size(nbytes: float) -> str:
+def size(nbytes: float) -> str:
     """Return a number of bytes as people read it.
 
-    >>> _size(94_371_840), _size(14_381_600_000), _size(500)
+    >>> size(94_371_840), size(14_381_600_000), size(500)
     ('94.4 MB', '14.4 GB', '0.5 kB')
     """
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if nbytes >= size:
-            return f"{nbytes / size:.1f} {unit}"
+    for unit, whole in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= whole:
+            return f"{nbytes / whole:.1f} {unit}"
     return f"{nbytes / 1e3:.1f} kB"

@@ -162,9 +162,7 @@ class ChatSession:
         self._settle()
         if not self.turns:
             raise ValueError("there is no message to take back")
-        turn = self.turns.pop()
-        self._truncate(turn.begin)
-        return turn.message
+        return self._drop_last().message
 
     def stop(self) -> None:
         """End the answer or the reading under way at its next token or chunk; may be called from a signal handler."""
@@ -267,6 +265,8 @@ class ChatSession:
             if chosen or turn.result is not None:
                 turn.answer = "".join(pieces)
                 self._ids += chosen
+            else:
+                self._drop_last()
         return turn.result
 
     def _settle(self) -> None:
@@ -276,7 +276,7 @@ class ChatSession:
             self._running = None
         self._halt.clear()
         if self.turns and self.turns[-1].asked and self.turns[-1].answer is None:
-            self._truncate(self.turns.pop().begin)
+            self._drop_last()
 
     def _is_open(self) -> bool:
         """Say whether a document has been read and awaits its question."""
@@ -306,6 +306,12 @@ class ChatSession:
             self._cache = GrowingCache(self.loaded.model.config)
         self._cache.reserve(len(self._ids))
         return self._cache
+
+    def _drop_last(self) -> Turn:
+        """Take the last turn out of the conversation; return it."""
+        turn = self.turns.pop()
+        self._truncate(turn.begin)
+        return turn
 
     def _truncate(self, tokens: int) -> None:
         """Shorten the conversation to its first ``tokens`` tokens."""

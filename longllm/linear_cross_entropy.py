@@ -27,7 +27,8 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Return the summed cross-entropy (nats, fp32 scalar) of ``hidden @ weight.T`` against ``targets``.
 
-    Differentiable with respect to hidden, weight and bias; gradients of what asks for none are never computed.
+    Differentiable once with respect to hidden, weight and bias; gradients of what asks for none are never computed.
+    Where hidden and weight differ in precision, matrices are multiplied in the lower one, and summed up in fp32.
 
     Args:
         hidden: [n, d], or any shape that ends so.
@@ -56,11 +57,16 @@ def linear_cross_entropy(
     labelled = wanted != IGNORED
     if not bool(labelled.all()):
         rows, wanted = rows[labelled], wanted[labelled]
-    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(weight):
-        raise ValueError(
-            f"targets must lie between 0 and {len(weight) - 1} (or be -100), got up to {int(wanted.max())}"
-        )
-    return _LinearCrossEntropy.apply(rows, weight, bias, wanted, softcap, chunk)
+    if len(wanted):
+        lowest, highest = (int(end) for end in torch.stack((wanted.min(), wanted.max())).tolist())
+        if lowest < 0 or highest >= len(weight):
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"targets must lie between 0 and {len(weight) - 1} (or be -100), got {wrong}")
+    if weight.element_size() < rows.element_size():
+        rows = rows.to(weight.dtype)
+    # Autocast has no say: every precision here is chosen.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(rows, weight, bias, wanted, softcap, chunk)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -78,6 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Return the summed loss of [n, d] rows."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # Only a weight that learns may be in a higher precision than the hidden states.
+        used = weight.to(hidden.dtype)
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Summed over chunks, so in fp32 whatever the weights are in.
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
@@ -85,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for begin in range(0, len(targets), chunk):
             part, wanted = hidden[begin : begin + chunk], targets[begin : begin + chunk]
-            logits = (part @ weight.T).float()
+            logits = (part @ used.T).float()
             if bias is not None:
                 logits += bias.float()
             slope = None
@@ -106,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 to_bias += slopes.sum(0)
             slopes = slopes.to(hidden.dtype)
             if to_hidden is not None:
-                torch.mm(slopes, weight, out=to_hidden[begin : begin + chunk])
+                torch.mm(slopes, used, out=to_hidden[begin : begin + chunk])
             if to_weight is not None:
                 to_weight += slopes.T @ part
         ctx.gradients = (to_hidden, to_weight, to_bias)
@@ -114,8 +122,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *above: Any) -> Any:
-        """Scale the gradients by that of the loss."""
+        """Scale the gradients by that of the loss, in place: they are there for one backward pass."""
+        if ctx.gradients is None:
+            raise ValueError("the gradients of linear_cross_entropy are gone: it is differentiable once")
         to_hidden, to_weight, to_bias = ctx.gradients
         ctx.gradients = None
         factor = above[0]

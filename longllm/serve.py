@@ -118,12 +118,12 @@ class ModelServer:
                 made += len(encode(self.loaded.tokenizer, text))
                 yield {**head, "choices": [_delta({"content": text})]}
             # An answer that a stop text ended has no figures of its own: its tokens are those of its text.
-            figures = pieces.result if next(pieces, None) is None else None
-        if figures:
-            made = figures.new_tokens
+            ended = next(pieces, None) is not None or any(stop in pieces.result.text for stop in stops)
+            if not ended:
+                made, ended = pieces.result.new_tokens, pieces.result.stopped
         self.answers += 1
         used = {"prompt_tokens": len(ids), "completion_tokens": made, "total_tokens": len(ids) + made}
-        finish = "stop" if figures is None or figures.stopped else "length"
+        finish = "stop" if ended else "length"
         yield {**head, "choices": [_delta({}, finish)], "usage": used}
 
     def request(self, body: Mapping[str, Any]) -> tuple[list[int], Decoding, tuple[str, ...]]:
@@ -141,24 +141,22 @@ class ModelServer:
         temperature = 0.0 if temperature is None else temperature
         if temperature != 0 and body.get("top_p") not in (None, 1):
             raise Refused("top_p other than 1 is not supported by this server", "top_p")
-        longest = next(
-            (body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None), None
-        )
-        stops = body.get("stop") or ()
-        stops = (stops,) if isinstance(stops, str) else tuple(stops)
-        if not all(isinstance(text, str) and text for text in stops):
+        told = [body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
+        stops = body.get("stop") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
             raise Refused("stop must be a text or a list of texts", "stop")
         ids = conversation_ids(self.loaded.tokenizer, body.get("messages"))
         room = self.longest - len(ids)
         if room < 1:
-            told = f"the messages have {len(ids):,} tokens, the model takes {self.longest:,} with the answer"
-            raise Refused(told, "messages")
+            limit = f"the messages have {len(ids):,} tokens, the model takes {self.longest:,} with the answer"
+            raise Refused(limit, "messages")
         try:
-            wanted = self.max_new_tokens if longest is None else int(longest)
+            wanted = int(told[0]) if told else self.max_new_tokens
             decoding = Decoding(min(wanted, room), float(temperature), int(body.get("seed") or 0))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise Refused(str(error)) from error
-        return ids, decoding, stops
+        return ids, decoding, tuple(stops)
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

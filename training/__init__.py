@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from training.loop import Outcome as Outcome
     from training.loop import train as train
     from training.order import Order as Order
+    from training.processes import Processes as Processes
     from training.record import run_record as run_record
     from training.rows import Field as Field
     from training.rows import read_rows as read_rows
@@ -25,6 +26,7 @@ _HOME = {
     "LoraSettings": "adapters",
     "Order": "order",
     "Outcome": "loop",
+    "Processes": "processes",
     "add_lora": "adapters",
     "model_card": "card",
     "nf4": "adapters",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +51,19 @@ class LoraSettings:
 
 
 def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False) -> Any:
-    """Return the model wrapped by peft, with adapters in fp32 and everything else frozen.
+    """Return the model wrapped by peft: what learns is in fp32, everything else frozen and as it was.
+
+    A module that learns as a whole computes in fp32 too, and hands on the model's dtype. peft's own preparation of
+    4-bit models is not used: it turns the whole residual stream into fp32, twice the activations.
 
     Args:
-        model: of transformers; a 4-bit one is prepared (norms in fp32).
+        model: of transformers.
         settings: rank, targets, whole modules.
-        checkpointing: the model recomputes activations, for which its inputs must ask for gradients.
+        checkpointing: the model recomputes activations the reentrant way, for which its inputs must ask for gradients.
 
     Raises:
         ImportError: peft (``longscope[train]``) is not installed.
-        ValueError: no layer has one of the names.
+        ValueError: no layer has one of the names, or a token is not in the vocabulary.
     """
     try:
         import peft
@@ -69,8 +74,9 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
     for name in (*settings.targets, *settings.whole):
         if not any(path.split(".")[-1] == name for path, _ in model.named_modules()):
             raise ValueError(f"the model has no layer called {name!r}: its layers are {', '.join(_linear(model))}")
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if outside := [token for token in settings.tokens if not 0 <= token < rows]:
+        raise ValueError(f"tokens must lie between 0 and {rows - 1}, got {outside[0]}")
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
@@ -81,16 +87,60 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
         trainable_token_indices=list(settings.tokens) or None,
         use_rslora=settings.rslora,
     )
-    state = torch.get_rng_state()
+    dtype, state = model.dtype, torch.get_rng_state()
     torch.manual_seed(settings.seed)
-    wrapped = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks by a deprecated name, and warns that a tied head does not follow an embedding that learns: here the
+        # head is frozen, as in the recipe of the 80K model.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        wrapped = peft.get_peft_model(model, config)
     torch.set_rng_state(state)
     if checkpointing:
         wrapped.enable_input_require_grads()
     for weight in wrapped.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    for part in wrapped.modules():
+        if isinstance(part, peft.utils.ModulesToSaveWrapper) and dtype != torch.float32:
+            part.register_forward_pre_hook(_in_fp32)
+            part.register_forward_hook(functools.partial(_handed_on, dtype=dtype))
     return wrapped
+
+
+def _in_fp32(part: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give a module that learns as a whole its inputs in its own precision."""
+    return tuple(value.float() if getattr(value, "is_floating_point", bool)() else value for value in inputs)
+
+
+def _handed_on(part: Any, inputs: Any, output: Any, dtype: Any) -> Any:
+    """Hand on what such a module returns in the precision of the model."""
+    return output.to(dtype)
+
+
+def recompute(model: Any, *, offload: bool = False, every: int = 1) -> None:
+    """Switch activation checkpointing on: layers keep their inputs only, and are computed again in the backward pass.
+
+    Args:
+        model: of transformers, or one that peft has wrapped.
+        offload: keep these inputs in the host's memory.
+        every: recompute one layer in so many.
+
+    Raises:
+        ValueError: the model does not support it, or this transformers or machine has no such option.
+    """
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if offload and not torch.accelerator.is_available():
+        raise ValueError("offload moves activations from an accelerator to the host: without one, set recompute to on")
+    enable = getattr(base, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable({"use_reentrant": False}, every_n_layers=every, offload=offload)
+    elif offload or every > 1:
+        raise ValueError("offload, and recomputing some layers only, need transformers 5.16 or newer")
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def nf4(compute: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training.processes import shard_like, whole
+
+#: what a full disk is reported as: by the system, by torch's archive writer, by safetensors
+_UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 _WEIGHTS, _STATE, _OPTIMIZER = "trainable.safetensors", "state.json", "optimizer.pt"
 
 
@@ -43,38 +50,55 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def save(
-    root: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], keep: int
+    root: Path,
+    step: int,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    keep: int,
 ) -> Path:
     """Write the checkpoint ``root/step-N``; delete all but the latest ``keep``.
+
+    Args:
+        root: folder of the checkpoints.
+        step: steps done.
+        weights: as ``whole_weights`` returns them.
+        optimizer: as ``whole_state`` returns it.
+        facts: what the loop notes, as JSON values.
+        keep: how many stay.
 
     Raises:
         OSError: it could not be written (a full disk, say); earlier checkpoints are as they were.
     """
-    root.mkdir(parents=True, exist_ok=True)
     target, partial = root / f"step-{step:07d}", root / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        save_weights(model, partial / _WEIGHTS)
-        torch.save({"optimizer": optimizer.state_dict(), "random": random_state()}, partial / _OPTIMIZER)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(dict(weights), partial / _WEIGHTS)
+        torch.save({"optimizer": optimizer, "random": random_state()}, partial / _OPTIMIZER)
         (partial / _STATE).write_text(json.dumps({"step": step, **facts}, indent=2) + "\n", encoding="utf-8")
-        for file in partial.iterdir():
+        for file in (*partial.iterdir(), partial):
             _synced(file)
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its archive writer.
+        _synced(root)
+    except _UNWRITTEN as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = [found.folder.name for found in checkpoints(root)]
-        full = getattr(error, "errno", None) == errno.ENOSPC or "write" in str(error).lower()
+        kept = [folder.name for folder in sorted(root.glob("step-*"))]
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {root}"
-            f"{' (is the disk full?)' if full else ''}: {error}; "
+            f"the checkpoint of step {step} could not be written to {root} ({reason(error)}); "
             f"{f'{kept[-1]} is intact: run the same command again to go on from it' if kept else 'none is there yet'}"
         ) from error
-    for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old.folder, ignore_errors=True)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def reason(error: Exception) -> str:
+    """Return why something could not be written, in one line."""
+    words = " ".join(str(error).split())
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"is the disk full? {words}" if full or re.search(r"os error (27|28|122)\b|write", words.lower()) else words
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:
@@ -97,30 +121,57 @@ def restore(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.opt
     """Put weights, optimizer and random states back as they were.
 
     Raises:
-        ValueError: the checkpoint is of another model or adapter.
+        ValueError: the checkpoint is of another model or adapter, or damaged.
         OSError: it cannot be read.
     """
     load_weights(model, checkpoint.folder / _WEIGHTS)
     try:
         saved = torch.load(checkpoint.folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
+        _put_state(optimizer, saved["optimizer"])
         set_random_state(saved["random"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"{checkpoint.folder} does not hold the state of this optimizer: {error}") from error
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} does not hold the state of this optimizer, or is damaged "
+            f"({' '.join(str(error).split())[:200]}): delete it to go on from another"
+        ) from error
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write the trainable parameters of a model as one file of tensors."""
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in trainable(model).items()}, path)
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that learn, by name, whole and on the CPU; all processes must call this together."""
+    return {name: whole(weight) for name, weight in trainable(model).items()}
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer with whole tensors; all processes must call this together."""
+    state = optimizer.state_dict()
+    moments = {
+        place: {name: whole(value) if isinstance(value, torch.Tensor) else value for name, value in own.items()}
+        for place, own in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def _put_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer a saved state, sharded as its parameters are."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for place, own in state["state"].items():
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor) and value.shape == weights[place].shape:
+                own[name] = shard_like(value, weights[place])
+    optimizer.load_state_dict(state)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Read the trainable parameters of a model back.
 
     Raises:
-        ValueError: names or shapes are those of another model or adapter.
+        ValueError: names or shapes are those of another model or adapter, or the file is damaged.
     """
-    saved, own = load_file(path), trainable(model)
+    own = trainable(model)
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {path.parent} to go on from another") from error
     for name in sorted(saved.keys() ^ own.keys()):
         raise ValueError(f"{path.parent} was saved from another model or adapter: {name} is in one of them only")
     with torch.no_grad():
@@ -130,7 +181,33 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
                     f"{path.parent} was saved from another model or adapter: {name} has shape "
                     f"{list(saved[name].shape)} there and {list(weight.shape)} here"
                 )
-            weight.copy_(saved[name])
+            weight.copy_(shard_like(saved[name], weight))
+
+
+def keep_best(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the best weights so far in place of the last ones, whole or not at all.
+
+    Raises:
+        OSError: they could not be written; the last ones are as they were.
+    """
+    partial = folder / ".partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(weights), partial)
+        _synced(partial)
+        partial.replace(folder / _WEIGHTS)
+    except _UNWRITTEN as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"the best weights could not be written to {folder} ({reason(error)})") from error
+
+
+def load_best(folder: Path, model: torch.nn.Module) -> None:
+    """Put the best weights into a model.
+
+    Raises:
+        ValueError: as ``load_weights``.
+    """
+    load_weights(model, folder / _WEIGHTS)
 
 
 def random_state() -> dict[str, Any]:
@@ -157,7 +234,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _synced(file: Path) -> None:
-    """Wait until a file is on the disk."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+def _synced(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

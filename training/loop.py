@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from training import checkpoint
 from training.order import Order
+from training.processes import Processes, whole
 from training.settings import Keeping, Optimisation
 
 #: a batch: what the loss takes, and under "weight" how many targets it has (tokens, rows …)
@@ -25,8 +27,8 @@ Batch = Mapping[str, Any]
 Loss = Callable[[Any, Batch], "torch.Tensor | Iterator[torch.Tensor]"]
 #: model -> figures of an evaluation
 Evaluation = Callable[[Any], Mapping[str, float]]
-#: (indices of rows, seed of whatever is drawn for them) -> batch
-Collate = Callable[[Sequence[int], str], Batch]
+#: (indices of rows, for each a seed of whatever is drawn for it) -> batch
+Collate = Callable[[Sequence[int], Sequence[str]], Batch]
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Outcome:
     best: dict[str, float] = field(default_factory=dict)
     """figures of the best evaluation, with its ``step``"""
     seconds: float = 0.0
-    """of this process"""
+    """of training in all, those before a resume included"""
     stopped: str = ""
     """why it ended before its time: patience or minutes"""
 
@@ -65,7 +67,7 @@ def train(
     keeping: Keeping,
     evaluate: Evaluation | None = None,
     identity: Mapping[str, Any] | None = None,
-    accelerator: Any = None,
+    processes: Processes | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Train the parameters of ``model`` that ask for gradients; leave the best of them in the model.
@@ -84,16 +86,15 @@ def train(
         keeping: logging, evaluation, checkpoints, resume.
         evaluate: figures that decide what is best; None = the last weights are kept.
         identity: what must be the same when a run is resumed.
-        accelerator: of the package accelerate, for several processes; None = this one alone.
+        processes: this process among others; None = alone. Where FSDP shards, ``evaluate`` is called on all of them.
         progress: show a bar on stderr.
 
     Raises:
         ValueError: nothing is trainable, the folder holds another run, or the loss is no longer a number.
         OSError: a checkpoint cannot be written.
     """
-    return _Run(model, collate, loss, order, out, optimisation, keeping, evaluate, identity or {}, accelerator).go(
-        progress
-    )
+    run = _Run(model, collate, loss, order, Path(out), optimisation, keeping, evaluate, identity or {}, processes)
+    return run.go(progress)
 
 
 class _Run:
@@ -110,195 +111,218 @@ class _Run:
         keeping: Keeping,
         evaluate: Evaluation | None,
         identity: Mapping[str, Any],
-        accelerator: Any,
+        processes: Processes | None,
     ) -> None:
-        self.plain, self.collate, self.loss, self.order, self.out = model, collate, loss, order, Path(out)
+        self.plain, self.collate, self.loss, self.order, self.out = model, collate, loss, order, out
         self.optimisation, self.keeping, self.evaluate = optimisation, keeping, evaluate
-        self.identity, self.accelerator = dict(identity), accelerator
-        self.weights = list(checkpoint.trainable(model).values())
-        decayed = [weight for weight in self.weights if weight.ndim > 1]
-        plain = [weight for weight in self.weights if weight.ndim <= 1]
+        # As JSON has it: a tuple comes back as a list.
+        self.identity = json.loads(json.dumps(identity))
+        self.processes = processes or Processes()
+        if order.processes != self.processes.readers:
+            raise ValueError(f"order is for {order.processes} processes, but {self.processes.readers} read rows")
+        weights = checkpoint.trainable(model).values()
         groups = [
-            {"params": decayed, "weight_decay": optimisation.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": optimisation.weight_decay},
+            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
         ]
         rate = optimisation.learning_rate
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, foreach=False)
-        self.model: Any = model
-        if accelerator is not None:
-            self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
-        self.planned = optimisation.max_steps or math.ceil(optimisation.epochs * order.steps_per_epoch)
-        self.step, self.waited = 0, 0
+        plain = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, foreach=False)
+        self.model, self.optimizer = self.processes.prepare(model, plain)
+        # FSDP puts sharded parameters in the place of the model's own.
+        self.weights = list(checkpoint.trainable(model).values())
+        self.planned = optimisation.steps(order.steps_per_epoch)
+        self.step, self.waited, self.loss_then, self.seconds = 0, 0, math.nan, 0.0
         self.best: dict[str, float] = {}
         self.pending: list[tuple[float, float]] = []
         """(summed loss, targets) of the steps since the last line of metrics"""
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes."""
-        return self.accelerator is None or bool(self.accelerator.is_main_process)
 
     def go(self, progress: bool) -> Outcome:
         """Run to the end, or until time or patience is up."""
         begun = time.monotonic()
         resumed = self._resume()
-        mean, stopped, since = float("nan"), "", time.monotonic()
+        before, since, keeping = self.seconds, begun, self.keeping
+        # A run that has lost its patience has not found it again because it is started once more.
+        stopped = "patience" if keeping.patience and self.waited >= keeping.patience else ""
         # disable=None: no bar where stderr is not a terminal.
-        hidden = None if progress and self.leads else True
+        hidden = None if progress and self.processes.leads else True
         bar = tqdm(total=self.planned, initial=self.step, desc="training", unit="step", disable=hidden, file=sys.stderr)
-        saved = self.step
         with bar:
             while self.step < self.planned and not stopped:
                 self.model.train()
                 norm = self._advance()
                 bar.update()
-                if self.step % self.keeping.log_every == 0 or self.step == self.planned:
-                    mean = self._log(norm, time.monotonic() - since)
-                    bar.set_postfix_str(f"loss {mean:.4f}")
+                last = self.step == self.planned
+                if self.step % keeping.log_every == 0 or last:
+                    self._log(norm, time.monotonic() - since)
+                    bar.set_postfix_str(f"loss {self.loss_then:.4f}")
                     since = time.monotonic()
-                due = self.keeping.eval_every and self.step % self.keeping.eval_every == 0
-                if self.evaluate is not None and (due or self.step == self.planned):
+                due = keeping.eval_every and self.step % keeping.eval_every == 0
+                if self.evaluate is not None and (due or last):
                     stopped = self._evaluated()
                     since = time.monotonic()
-                if self.keeping.minutes and time.monotonic() - begun > 60 * self.keeping.minutes:
-                    stopped = stopped or "minutes"
-                every = self.keeping.save_every
-                if (every and self.step % every == 0) or self.step == self.planned or stopped:
+                self.seconds = before + time.monotonic() - begun
+                if keeping.minutes and self.processes.total(time.monotonic() - begun > 60 * keeping.minutes):
+                    stopped = stopped or ("" if last else "minutes")
+                if (keeping.save_every and self.step % keeping.save_every == 0) or last or stopped:
                     self._save()
-                    saved = self.step
-        if saved != self.step:
-            self._save()
-        self._take_best()
+        if self.best and self.best["step"] != self.step:
+            checkpoint.load_best(self.out / "best", self.plain)
         self.model.eval()
-        return Outcome(self.step, self.planned, resumed, mean, self.best, time.monotonic() - begun, stopped)
+        return Outcome(self.step, self.planned, resumed, self.loss_then, self.best, self.seconds, stopped)
 
     def _advance(self) -> float:
         """Make one step; return the norm of its gradient."""
-        process = self.accelerator.process_index if self.accelerator is not None else 0
-        passes = self.order.step(self.step, process)
-        batches = [
-            self.collate(rows, f"{self.optimisation.seed}/{self.step}/{process}/{place}")
-            for place, rows in enumerate(passes)
-        ]
-        targets = self._over_all(sum(float(batch["weight"]) for batch in batches))
+        processes = self.processes
+        # Dropout is a function of the step, and not the same in every process.
+        words = f"{self.optimisation.seed}/{self.step}/{processes.index}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big"))
+        batches = self._batches()
+        targets = processes.total(sum(count * float(batch["weight"]) for batch, count in batches)) / processes.sharing
         total = 0.0
-        for place, batch in enumerate(batches):
-            with self._synchronised(place + 1 == len(batches)):
-                total += self._back(batch, targets)
-        total = self._over_all(total)
-        if not math.isfinite(total):
-            raise ValueError(
-                f"the loss of step {self.step + 1} is {total}: lower learning_rate (now "
-                f"{self.optimisation.learning_rate:g}); the last checkpoint is intact"
-            )
+        for place, (batch, count) in enumerate(batches):
+            with processes.exchanging(self.model, place + 1 == len(batches)), processes.splitting(batch):
+                total += self._back(batch, count / max(targets, 1.0)) * count
+        total = processes.total(total)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.optimisation.clip or math.inf)
+        length = float(whole(norm))
+        if not (math.isfinite(total) and math.isfinite(length)):
+            raise ValueError(
+                f"the loss of step {self.step + 1} is {total} and its gradient's norm {length}: lower learning_rate "
+                f"(now {self.optimisation.learning_rate:g}); the last checkpoint is intact"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.rate(self.step / self.planned)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.pending.append((total, targets))
-        return float(norm)
+        return length
 
-    def _back(self, batch: Batch, targets: float) -> float:
-        """Add a batch's gradient; return its summed loss."""
+    def _batches(self) -> list[tuple[Batch, int]]:
+        """Return this process's batches of the step, each with 1, or with 0 if it is only there to take part."""
+        reader, readers = self.processes.reader, self.processes.readers
+        # Whatever is drawn for a row depends on its place in the step, not on the pass and process it falls to.
+        seeds = (
+            f"{self.optimisation.seed}/{self.step}/0/{place}" for place in range(reader, self.order.per_step, readers)
+        )
+        passes = self.order.step(self.step, reader)
+        return [(self.collate(rows or [0], [next(seeds) for _ in rows or [0]]), int(bool(rows))) for rows in passes]
+
+    def _back(self, batch: Batch, scale: float) -> float:
+        """Add a batch's gradient, scaled; return its summed loss."""
         parts = self.loss(self.model, batch)
         total = 0.0
-        # Data parallelism averages over processes, where a sum is meant.
-        scale = (1 if self.accelerator is None else self.accelerator.num_processes) / max(targets, 1.0)
         for part in [parts] if isinstance(parts, torch.Tensor) else parts:
             total += float(part.detach())
-            if self.accelerator is not None:
-                self.accelerator.backward(part * scale)
-            else:
-                (part * scale).backward()
+            self.processes.backward(part * scale)
         return total
 
-    def _over_all(self, value: float) -> float:
-        """Return the sum of a number over all processes."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return value
-        number = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(number, reduction="sum")[0])
-
-    def _synchronised(self, last: bool) -> Any:
-        """Let processes exchange gradients in the last pass of a step only."""
-        from contextlib import nullcontext
-
-        return nullcontext() if last or self.accelerator is None else self.accelerator.no_sync(self.model)
-
-    def _log(self, norm: float, seconds: float) -> float:
-        """Write a line of metrics; return the mean loss since the last."""
+    def _log(self, norm: float, seconds: float) -> None:
+        """Write a line of metrics."""
         total, targets = (sum(column) for column in zip(*self.pending, strict=True))
-        steps, mean = len(self.pending), total / max(targets, 1.0)
+        steps, self.loss_then = len(self.pending), total / max(targets, 1.0)
         self.pending.clear()
         rate = self.optimisation.rate((self.step - 1) / self.planned)
-        figures = {"loss": mean, "learning_rate": rate, "gradient_norm": norm, "targets": targets}
+        figures = {"loss": self.loss_then, "learning_rate": rate, "gradient_norm": norm, "targets": targets}
         self._write({"step": self.step, **figures, "seconds_per_step": seconds / steps})
-        return mean
 
     def _evaluated(self) -> str:
         """Evaluate, keep what is best; return ``patience`` if it has run out."""
         self.model.eval()
+        # A run with evaluations must go on as one without.
+        state = checkpoint.random_state()
         with torch.no_grad():
             figures = dict(self.evaluate(self.plain)) if self.evaluate else {}
+        checkpoint.set_random_state(state)
+        figures = self.processes.first(figures)
         if self.keeping.metric not in figures:
             raise ValueError(f"metric must be one of {', '.join(figures)}, got {self.keeping.metric!r}")
         self._write({"step": self.step, **{f"eval_{name}": value for name, value in figures.items()}})
         if self.keeping.better(figures[self.keeping.metric], self.best.get(self.keeping.metric)):
             self.best, self.waited = {"step": self.step, **figures}, 0
-            if self.leads:
-                folder = self.out / "best"
-                folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.save_weights(self.plain, folder / ".partial")
-                (folder / ".partial").replace(folder / "trainable.safetensors")
+            weights = checkpoint.whole_weights(self.plain)
+            if self.processes.leads:
+                checkpoint.keep_best(self.out / "best", weights)
         else:
             self.waited += 1
         return "patience" if self.keeping.patience and self.waited >= self.keeping.patience else ""
 
     def _save(self) -> None:
         """Write a checkpoint."""
-        if self.leads:
-            facts = {"best": self.best, "waited": self.waited, "identity": self.identity, "planned": self.planned}
-            checkpoint.save(self.out / "checkpoints", self.step, self.plain, self.optimizer, facts, self.keeping.keep)
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+        facts = {"best": self.best, "waited": self.waited, "identity": self.identity, "planned": self.planned}
+        facts |= {"pending": self.pending, "loss": self.loss_then, "seconds": self.seconds}
+        facts["processes"] = self.order.processes
+        weights, state = checkpoint.whole_weights(self.plain), checkpoint.whole_state(self.optimizer)
+        if self.processes.leads:
+            checkpoint.save(self.out / "checkpoints", self.step, weights, state, facts, self.keeping.keep)
+        self.processes.wait()
 
     def _resume(self) -> int:
         """Go on from the last checkpoint, if there is one; return its step."""
-        found = checkpoint.checkpoints(self.out / "checkpoints")
-        if not found:
-            torch.manual_seed(self.optimisation.seed)
-            if self.leads:
+        last = claim(self.out, self.keeping, self.identity, self.planned, self.order.processes)
+        self.processes.wait()
+        if last is None:
+            if self.processes.leads:
                 self.out.mkdir(parents=True, exist_ok=True)
                 (self.out / "metrics.jsonl").write_text("", encoding="utf-8")
             return 0
-        if self.keeping.resume == "never":
-            raise ValueError(f"{self.out} holds a run up to step {found[-1].step}: choose another folder, or resume it")
-        last = found[-1]
-        # As JSON has it: a tuple comes back as a list.
-        mine, theirs = json.loads(json.dumps(self.identity)), last.facts.get("identity", {})
-        changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if last.facts.get("planned") != self.planned:
-            changed.append("number of steps")
-        if changed:
-            raise ValueError(f"{self.out} holds a run with another {changed[0]}: choose another folder, or delete it")
         checkpoint.restore(last, self.plain, self.optimizer)
-        self.step, self.best, self.waited = last.step, dict(last.facts["best"]), int(last.facts["waited"])
-        if self.leads:
+        facts = last.facts
+        self.step, self.best, self.waited = last.step, dict(facts["best"]), int(facts["waited"])
+        self.pending = [(total, targets) for total, targets in facts.get("pending", [])]
+        self.loss_then, self.seconds = float(facts.get("loss", math.nan)), float(facts.get("seconds", 0.0))
+        if self.processes.leads:
             _forget_after(self.out / "metrics.jsonl", self.step)
         return self.step
 
-    def _take_best(self) -> None:
-        """Put the best weights into the model, if an evaluation has chosen some."""
-        if self.best and self.best["step"] != self.step:
-            checkpoint.load_weights(self.plain, self.out / "best" / "trainable.safetensors")
-
     def _write(self, line: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        if self.leads:
+        if self.processes.leads:
+            told = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in line.items()
+            }
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(told) + "\n")
+
+
+def claim(
+    out: Path, keeping: Keeping, identity: Mapping[str, Any], planned: int, processes: int = 1
+) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint that a run in ``out`` goes on from, or None if there is none yet.
+
+    Raises:
+        ValueError: it is of another run (what differs is named), damaged, or keeping.resume says never.
+    """
+    found = checkpoint.checkpoints(out / "checkpoints")
+    if not found:
+        return None
+    last = found[-1]
+    if keeping.resume == "never":
+        raise ValueError(f"{out} holds a run up to step {last.step}: choose another folder, or resume it")
+    mine = {**json.loads(json.dumps(identity)), "steps": planned, "processes": processes}
+    facts = last.facts
+    theirs = {**facts.get("identity", {}), "steps": facts.get("planned"), "processes": facts.get("processes", 1)}
+    if other := difference(theirs, mine):
+        raise ValueError(f"{out} holds another run, with {other}: choose another folder, or delete it")
+    return last
+
+
+def difference(there: Any, here: Any, path: str = "") -> str:
+    """Say where two JSON values first differ; empty if they do not.
+
+    >>> difference({"lora": {"rank": 8}}, {"lora": {"rank": 16}})
+    'lora.rank 8 there and 16 here'
+    """
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in sorted(there.keys() | here.keys()):
+            inner = f"{path}.{name}" if path else str(name)
+            if name not in there or name not in here:
+                return f"{inner} {'here' if name in here else 'there'} only"
+            if found := difference(there[name], here[name], inner):
+                return found
+        return ""
+    return "" if there == here else f"{path} {json.dumps(there)} there and {json.dumps(here)} here"
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -310,4 +334,6 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,10 +61,12 @@ class Optimisation:
         if self.max_steps < 0:
             raise ValueError(f"max_steps must be 0 or a number of steps, got {self.max_steps}")
 
+    def steps(self, per_epoch: int) -> int:
+        """Return the number of steps in all, where an epoch has ``per_epoch``."""
+        return self.max_steps or math.ceil(self.epochs * per_epoch)
+
     def rate(self, share: float) -> float:
         """Return the learning rate after ``share`` of all steps."""
-        import math
-
         if share < self.warmup:
             return self.learning_rate * share / self.warmup
         if self.schedule == "constant":
@@ -110,6 +113,8 @@ class Keeping:
         for name in ("log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience and not self.eval_every:
+            raise ValueError(f"patience ({self.patience}) needs evaluations on the way: set eval_every")
         if self.resume not in ("auto", "never"):
             raise ValueError(f"resume must be auto or never, got {self.resume!r}")
 

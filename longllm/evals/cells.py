@@ -11,7 +11,7 @@ from longllm.evals.task import Row
 
 
 def by_length(rows: Sequence[Row], score: str) -> dict[str, dict[str, Any]]:
-    """Return number and mean of a score for each length; where it is only 0 or 1, its interval too.
+    """Return number and mean of a score for each length; of ``right``, which is 0 or 1, a tally.
 
     >>> rows = [Row("a", "", {"f1": 0.5}, (), {"length": 8}), Row("b", "", {"f1": 1.0}, (), {"length": 8})]
     >>> by_length(rows, "f1")
@@ -21,7 +21,7 @@ def by_length(rows: Sequence[Row], score: str) -> dict[str, dict[str, Any]]:
     for length in sorted({row.facts["length"] for row in rows}):
         values = [row.scores[score] for row in rows if row.facts["length"] == length]
         mean = {"n": len(values), score: sum(values) / len(values)}
-        found[str(length)] = tally(values) if set(values) <= {0.0, 1.0} else mean
+        found[str(length)] = tally(values) if score == "right" else mean
     return found
 
 

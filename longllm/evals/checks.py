@@ -128,7 +128,8 @@ def _length_problems(loaded: LoadedModel, max_length: int, compressed: bool) -> 
 
 def _padding_problems(loaded: LoadedModel) -> Iterator[str]:
     """Refuse ids that the model has no row for; warn of ends that two files disagree about."""
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    network: Any = loaded.model
+    rows = network.get_input_embeddings().weight.shape[0]
     tokenizer, generation = loaded.tokenizer, loaded.model.generation_config
     named = {"pad": tokenizer.pad_token_id, "eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
     for kind, token in named.items():

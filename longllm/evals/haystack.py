@@ -56,7 +56,7 @@ class Haystack:
 
 
 def read_haystack(reference: str | os.PathLike[str] = DEFAULT, start: float = 0.0) -> Haystack:
-    """Read a document of the catalog, a file, or all ``.txt`` files below a folder in the order of their names.
+    """Read a document or collection of the catalog, a file, or the ``.txt`` files below a folder, ordered by name.
 
     Raises:
         ValueError: as ``Haystack``, or a folder without such files.
@@ -64,6 +64,10 @@ def read_haystack(reference: str | os.PathLike[str] = DEFAULT, start: float = 0.
     """
     folder = Path(reference).expanduser()
     if not folder.is_dir():
+        collection = next((row for row in catalog.rows() if row.name == os.fspath(reference) and row.documents), None)
+        if collection is not None and len(names := catalog.documents(collection.name)) > 1:
+            texts = (catalog.read_document(name).text.strip() for name in names)
+            return Haystack(collection.name, "\n\n".join(texts), start)
         document = catalog.read_document(reference)
         return Haystack(document.name, document.text, start)
     files = sorted(folder.rglob("*.txt"))

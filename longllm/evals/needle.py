@@ -24,7 +24,7 @@ QUESTION = "What is the best thing to do in San Francisco?"
 class Needle:
     """The task: one question per length and depth.
 
-    >>> Needle((8192,), (0, 50, 100), Haystack("notes", "Call me Ishmael.")).measure
+    >>> Needle((8192,), (0, 50, 100), Haystack("notes", "Call me Ishmael.")).main_score
     'rouge_l'
     """
 
@@ -45,7 +45,7 @@ class Needle:
             raise ValueError("needle and question must not be empty")
 
     @property
-    def measure(self) -> str:
+    def main_score(self) -> str:
         """Return the score that tables and the heat map show."""
         return "judge" if self.judge else "rouge_l"
 
@@ -86,5 +86,5 @@ class Needle:
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the means, and the shown score by length and by cell."""
-        shown = self.measure
-        return {**mean_scores(rows), "lengths": by_length(rows, shown), "cells": by_cell(rows, shown)}
+        shown = self.main_score
+        return {**mean_scores(rows), "by_length": by_length(rows, shown), "cells": by_cell(rows, shown)}

@@ -1,4 +1,4 @@
-"""Passkey retrieval: a number stated once in a long text, asked for at the end. Functions on a tokeniser, and a task."""
+"""Passkey retrieval: a number stated once in a long text, asked for at the end. Functions on a tokeniser; a task."""
 
 from __future__ import annotations
 
@@ -219,4 +219,4 @@ class Passkey:
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the means, and accuracy by length and by cell."""
-        return {**mean_scores(rows), "lengths": by_length(rows, "right"), "cells": by_cell(rows, "right")}
+        return {**mean_scores(rows), "by_length": by_length(rows, "right"), "cells": by_cell(rows, "right")}

@@ -76,7 +76,10 @@ class Answer:
 class Task(Protocol):
     """Makes examples and scores answers; ``summarise`` makes the table from the rows of a run."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return the name of the task and of its files."""
+        ...
 
     def examples(self, tokenizer: Any) -> Iterable[Example]:
         """Yield the examples, always the same ones in the same order; ``tokenizer`` counts lengths, or is None."""

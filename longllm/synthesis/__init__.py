@@ -10,9 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longllm.synthesis.assemble import Assembly as Assembly
-    from longllm.synthesis.assemble import conversation as conversation
-    from longllm.synthesis.assemble import regroup as regroup
     from longllm.synthesis.chunk import chunks as chunks
     from longllm.synthesis.chunk import token_counter as token_counter
     from longllm.synthesis.cluster import clusters as clusters
@@ -23,6 +20,9 @@ if TYPE_CHECKING:
     from longllm.synthesis.corpus import chapters as chapters
     from longllm.synthesis.corpus import read_corpus as read_corpus
     from longllm.synthesis.corpus import sift as sift
+    from longllm.synthesis.dialogues import Assembly as Assembly
+    from longllm.synthesis.dialogues import conversation as conversation
+    from longllm.synthesis.dialogues import regroup as regroup
     from longllm.synthesis.offline import Mixture as Mixture
     from longllm.synthesis.offline import synthesise as synthesise
     from longllm.synthesis.parse import Parsed as Parsed
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Public name -> its module, imported when the name is first used.
 _HOME = {
-    "Assembly": "assemble",
+    "Assembly": "dialogues",
     "Fitness": "corpus",
     "Mixture": "offline",
     "Parsed": "parse",
@@ -45,12 +45,12 @@ _HOME = {
     "chapters": "corpus",
     "chunks": "chunk",
     "clusters": "cluster",
-    "conversation": "assemble",
+    "conversation": "dialogues",
     "parse_pairs": "parse",
     "prepare": "requests",
     "prompt": "prompts",
     "read_corpus": "corpus",
-    "regroup": "assemble",
+    "regroup": "dialogues",
     "side_groups": "cluster",
     "sift": "corpus",
     "synthesise": "offline",

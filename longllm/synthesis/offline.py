@@ -181,7 +181,7 @@ class _Maker:
 
     def __init__(self, tokenizer: Any, mixture: Mixture, corpus: Corpus) -> None:
         self.tokenizer, self.mixture, self.corpus = tokenizer, mixture, corpus
-        self.makers: dict[str, Callable[[random.Random, int, int], Draft]] = {
+        self.makers: dict[str, Callable[[random.Random, int, int, float], Draft]] = {
             "fact": self.fact,
             "speech": self.speech,
             "cloze": partial(self.passage, passages.cloze),
@@ -194,12 +194,16 @@ class _Maker:
         """Return a row of a kind."""
         least, most = self.mixture.range_of(kind)
         reason: Unfit | None = None
-        for _ in range(_DRAWS):
+        for draw in range(_DRAWS):
+            # Where questions take more tokens than was thought, later draws leave more of them free.
+            spare = max(0, draw - _DRAWS // 3) / _DRAWS
             target = rng.randint(least, most)
             count = rng.randint(1, 2 if kind == "short" else self.mixture.questions)
             form = kind if kind != "short" else rng.choice(("fact", "fact", "cloze", "recall"))
             try:
-                draft = dressed(self.makers[form](rng, target, count), rng, self.mixture.usual, self.mixture.opened)
+                draft = dressed(
+                    self.makers[form](rng, target, count, spare), rng, self.mixture.usual, self.mixture.opened
+                )
                 tokens = fitted(draft, self.tokenizer, target)
                 if not least <= tokens <= most:
                     raise Unfit(f"{tokens} tokens")
@@ -219,7 +223,7 @@ class _Maker:
             "allow greater lengths or fewer questions"
         )
 
-    def fact(self, rng: random.Random, target: int, count: int) -> Draft:
+    def fact(self, rng: random.Random, target: int, count: int, spare: float) -> Draft:
         """Plant facts in a text and ask about some of them."""
         # About one fact more than is asked for every 300 tokens, so that not every oddity in the text is asked for.
         facts = invented(rng, self.corpus.words, _RELATIONS, count + rng.randint(0, 1 + target // 300))
@@ -230,21 +234,21 @@ class _Maker:
             name, text = "drone", drone(rng, self.tokenizer, target + 200)
         else:
             name, text = self.stretch(rng, target)
-        base, more = _split(text, target - inserted - talk - _FRAME_TOKENS - 12 * count)
+        base, more = _split(text, int(target * (1 - spare)) - inserted - talk - _FRAME_TOKENS - 12 * count)
         pieces, places = planted(rng, facts, base)
         turns = [
             Turn(turn.question, turn.answer, tuple(places[at] for at in turn.evidence), turn.once) for turn in turns
         ]
         return Draft(name, pieces, turns, _tokens(base) + inserted, more)
 
-    def speech(self, rng: random.Random, target: int, count: int) -> Draft:
+    def speech(self, rng: random.Random, target: int, count: int, spare: float) -> Draft:
         """Put excerpts of several addresses one after the other, each under its heading, and ask whose is what."""
         chosen: list[Text] = []
         for text in rng.sample(self.corpus.speeches, min(len(self.corpus.speeches), 12)):
             if _year(text) not in map(_year, chosen) and _president(text) not in map(_president, chosen):
                 chosen.append(text)
         chosen = chosen[: rng.randint(2, min(5, max(2, target // 300)))]
-        budget = (target - count * _TURN_TOKENS) // len(chosen)
+        budget = (int(target * (1 - spare)) - count * _TURN_TOKENS) // len(chosen)
         headed = rng.choice(
             ("The address of {year}, given by {president}", "{president}, {year}", "# {year}: {president}")
         )
@@ -276,16 +280,16 @@ class _Maker:
         turns = passages.several(rng, range(len(spoken)), count, ask)
         return Draft("sotu", pieces, turns, tokens, more)
 
-    def passage(self, make: AskAt, rng: random.Random, target: int, count: int) -> Draft:
+    def passage(self, make: AskAt, rng: random.Random, target: int, count: int, spare: float) -> Draft:
         """Ask about sentences of a text."""
         name, text = self.stretch(rng, target)
-        base, more = _split(text, target - count * _TURN_TOKENS - _FRAME_TOKENS)
+        base, more = _split(text, int(target * (1 - spare)) - count * _TURN_TOKENS - _FRAME_TOKENS)
         pieces = [piece.text for piece in base]
         # The neighbours of a sentence may be asked for, so the first and the last are left out.
         turns = passages.several(rng, range(1, len(pieces) - 1), count, lambda at: make(rng, pieces, at))
         return Draft(name, pieces, turns, _tokens(base), more)
 
-    def meaning(self, rng: random.Random, target: int, count: int) -> Draft:
+    def meaning(self, rng: random.Random, target: int, count: int, spare: float) -> Draft:
         """Ask what words mean, without a text."""
         meanings = self.corpus.words.meanings
         if not meanings:

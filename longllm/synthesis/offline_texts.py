@@ -27,7 +27,7 @@ _END = re.compile(r"(?<=[.!?])[\"”’')]*(?=\s+[\"“‘'(]?[A-Z0-9])")
 _ABBREVIATED = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Dr|St|No|Messrs|Hon|Gen|Col|Capt|vs|[A-Z])\.$|\b[A-Z]\.[A-Z]\.$")
 
 # For texts of one phrase over and over, as some tests of long contexts have them.
-_DRONE = (
+DRONE = (
     ("Rain fell on the roof.", "Wind went through the trees.", "A dog barked far away.", "Then all was still."),
     ("The wheel turns.", "The bucket goes up, and the bucket comes down.", "Nobody hurries.", "Water runs by."),
     ("One wave comes.", "Another wave follows it.", "The sand is wet.", "Gulls cry over the pier.", "So it goes on."),
@@ -118,7 +118,7 @@ class Corpus:
 
 def drone(rng: random.Random, tokenizer: Any, tokens: int) -> list[Piece]:
     """Return at least so many tokens of a few plain sentences, over and over."""
-    lines = [f" {line}" for line in rng.choice(_DRONE)]
+    lines = [f" {line}" for line in rng.choice(DRONE)]
     round_of = [Piece(line, len(tokenizer(line, add_special_tokens=False)["input_ids"])) for line in lines]
     length = sum(piece.tokens for piece in round_of)
     return list(itertools.chain.from_iterable([round_of] * (tokens // length + 1)))

@@ -86,7 +86,7 @@ def _candidates(text: str) -> Iterator[str]:
         if re.search(r"[\[{]", fenced):
             yield fenced[min(place for place in (fenced.find("["), fenced.find("{")) if place >= 0) :]
     # A bracket with an object or a quotation mark behind it; "[1]" in the prose before it is none.
-    opening = re.search(r"\[\s*\{|\{\s*[\"'“\w]", text)
+    opening = re.search(r"\[\s*[\[{]|\{\s*[\"'“\w]", text)
     if opening:
         yield text[opening.start() :]
 
@@ -96,7 +96,7 @@ def _loaded(text: str) -> Any:
     if _depth(text) > _DEEPEST:
         return None
     with contextlib.suppress(ValueError):
-        return json.JSONDecoder(strict=False).raw_decode(text)[0]
+        return _values(text)
     try:
         import json_repair
     except ImportError as error:
@@ -105,6 +105,21 @@ def _loaded(text: str) -> Any:
         return json_repair.loads(text, skip_json_loads=True)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
+
+
+def _values(text: str) -> Any:
+    """Return the JSON value that a text begins with, or the list of those that follow one another.
+
+    Raises:
+        ValueError: it does not begin with one, or another one begins that is none.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    values, end = [], 0
+    while re.match(r"[\[{]", text[end : end + 1]):
+        value, end = decoder.raw_decode(text, end)
+        values.append(value)
+        end += len(text) - end - len(text[end:].lstrip(" \t\r\n,;"))
+    return values[0] if len(values) == 1 else values
 
 
 def _depth(text: str) -> int:
@@ -120,17 +135,18 @@ def _items(value: Any, first: str, second: str) -> list[dict[str, Any]]:
     """Return the objects of a value that look like pairs, however they are wrapped."""
     if isinstance(value, dict):
         keys = {_plain(key) for key in value}
-        if keys & set(_ALSO.get(first, (first,))) and keys & set(_ALSO.get(second, (second,))):
+        parts = [bool(keys & set(_ALSO.get(key, (key,)))) for key in (first, second)]
+        if all(parts):
             return [value]
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         if lists:
             return _items(max(lists, key=len), first, second)
         # {"Q1": {…}, "Q2": {…}}
-        return [inner for inner in value.values() if isinstance(inner, dict)]
+        return [inner for inner in value.values() if isinstance(inner, dict)] or ([value] if any(parts) else [])
     if isinstance(value, list):
         flat = [inner for item in value for inner in (item if isinstance(item, list) else [item])]
         found = [item for item in flat if isinstance(item, dict)]
-        return _items(found[0], first, second) if len(found) == 1 else found
+        return _items(found[0], first, second) or found if len(found) == 1 else found
     return []
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from longllm.batch import read_results
 from longllm.conversations import row_fault
 from longllm.replies import reply_text
-from longllm.synthesis.assemble import Assembly, arranged, regroup, row
 from longllm.synthesis.chunk import count_tokens
 from longllm.synthesis.corpus import SourceText
+from longllm.synthesis.dialogues import Assembly, arranged, regroup, row
 from longllm.synthesis.parse import parse_pairs
 from longllm.synthesis.prompts import Family, asked
 from longllm.synthesis.requests import Context, rows_of, write_rows, write_whole

@@ -159,7 +159,7 @@ def prepare(
     fitness: Fitness | None = None,
     exclude: Iterable[str | os.PathLike[str]] = (),
     embed: Embed | None = None,
-    label: str = "",
+    tokenizer_name: str = "",
 ) -> dict[str, Any]:
     """Write ``documents.jsonl``, ``contexts.jsonl``, ``requests.jsonl`` and, last, ``recipe.json`` into a folder.
 
@@ -173,7 +173,7 @@ def prepare(
         fitness: which texts are fit.
         exclude: folders of other stages, none of whose texts is taken again.
         embed: gives vectors for the clusters.
-        label: name of tokeniser and embedder, which are part of the recipe.
+        tokenizer_name: what ``assemble`` will take it from again.
 
     Raises:
         ValueError: the folder holds another recipe's requests, or too few texts are fit.
@@ -190,7 +190,7 @@ def prepare(
     folder, fitness = Path(out), fitness or Fitness()
     used = sorted({row["digest"] for other in exclude for row in rows_of(Path(other) / "documents.jsonl")})
     settings: dict[str, Any] = {"source": os.fspath(source), "recipe": asdict(recipe), "fitness": asdict(fitness)}
-    settings |= {"label": label, "excluded": len(used)}
+    settings |= {"tokenizer": tokenizer_name, "excluded": len(used)}
     done = folder / "recipe.json"
     if done.exists():
         report = json.loads(done.read_text(encoding="utf-8"))

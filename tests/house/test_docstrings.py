@@ -13,6 +13,7 @@ import pytest
 #: public names ("package.name") whose example would need a download; another test file must name each
 NEEDS_MODEL: set[str] = {
     *("catalog.documents", "catalog.fetch", "catalog.path", "catalog.verify"),
+    "longllm.ChatSession",
     *("longllm.LoadedModel", "longllm.Prefix", "longllm.Result", "longllm.Stream", "longllm.chat_prompt"),
     *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.question_ids"),
     *("longllm.stop_ids", "longllm.stream"),

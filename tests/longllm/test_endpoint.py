@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longllm import batch
@@ -48,9 +48,10 @@ def requests_file(path: Path, count: int, **settings: Any) -> Path:
 
 def test_a_question_is_answered_and_its_use_logged(tmp_path: Path) -> None:
     log = tmp_path / "usage.jsonl"
-    with ChatServer(echo) as server, Endpoint(
-        server.url, "m", "secret", price=Price(prompt=1e5, completion=2e5), usage_log=log
-    ) as endpoint:
+    with (
+        ChatServer(echo) as server,
+        Endpoint(server.url, "m", "secret", price=Price(prompt=1e5, completion=2e5), usage_log=log) as endpoint,
+    ):
         assert endpoint.ask("hello", max_tokens=7) == "you said: hello"
         assert endpoint.ask([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]) == "you said: u"
     assert server.bodies[0] == {
@@ -189,7 +190,7 @@ def test_no_more_requests_at_once_than_allowed_and_any_loop_may_ask() -> None:
     st.integers(1, 50),
     st.lists(st.tuples(st.integers(1, 80), st.floats(0, 40, allow_subnormal=False)), min_size=1, max_size=60),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 def test_the_budget_of_a_minute_is_never_exceeded_and_everybody_gets_a_turn(
     budget: int, wishes: list[tuple[int, float]]
 ) -> None:
@@ -234,7 +235,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_client_killed_in_mid_run_pays_no_request_twice_but_those_under_way(tmp_path: Path) -> None:
     requests, out = requests_file(tmp_path / "requests.jsonl", 30), tmp_path / "results.jsonl"
     program = (
-        "import sys; from longllm import batch; from longllm.endpoint import Endpoint; from longllm.rate import Limits\n"
+        "import sys; from longllm import batch; from longllm.endpoint import Endpoint, Limits\n"
         "batch.run(Endpoint(sys.argv[1], 'm', limits=Limits(concurrency=3)), sys.argv[2], sys.argv[3])"
     )
     with ChatServer(echo, delay=0.05) as server:
@@ -263,9 +264,12 @@ def test_a_run_ends_when_the_rest_would_fail_as_well(tmp_path: Path) -> None:
             batch.run(endpoint, requests, tmp_path / "a.jsonl")
         assert len(server.bodies) <= 16
     limits = Limits(attempts=1, give_up=5)
-    with ChatServer(lambda *_: refusal(500, "oops")) as server, Endpoint(server.url, "m", limits=limits) as endpoint:
-        with pytest.raises(EndpointError, match="5 requests in a row have failed, the last one: .*500 oops"):
-            batch.run(endpoint, requests, tmp_path / "b.jsonl")
+    with (
+        ChatServer(lambda *_: refusal(500, "oops")) as server,
+        Endpoint(server.url, "m", limits=limits) as endpoint,
+        pytest.raises(EndpointError, match=r"5 requests in a row have failed, the last one: .*500 oops"),
+    ):
+        batch.run(endpoint, requests, tmp_path / "b.jsonl")
     assert all("errors" in record for _, record in batch.read_results(tmp_path / "b.jsonl"))
 
 
@@ -274,7 +278,7 @@ def test_results_of_other_requests_and_a_second_writer_are_refused(tmp_path: Pat
     with ChatServer(echo) as server, Endpoint(server.url, "m") as endpoint:
         batch.run(endpoint, requests, out)
         other = requests_file(tmp_path / "other.jsonl", 2, temperature=1)
-        with pytest.raises(ValueError, match="answers another request 'r0' than .*other.jsonl asks"):
+        with pytest.raises(ValueError, match=r"answers another request 'r0' than .*other\.jsonl asks"):
             batch.run(endpoint, other, out)
         with out.open("a") as file:
             batch._alone(file, out)
@@ -304,7 +308,9 @@ def test_a_bad_request_line_is_named_before_anything_is_sent(tmp_path: Path, lin
 
 def test_the_layout_of_batch_services_is_read_too(tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}]}
-    (tmp_path / "r.jsonl").write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1", "body": body}) + "\n")
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"custom_id": "a", "method": "POST", "url": "/v1", "body": body}) + "\n"
+    )
     assert list(batch.read_requests(tmp_path / "r.jsonl")) == [("a", body)]
     done = {"choices": [{"message": {"content": "x"}}]}
     lines = [

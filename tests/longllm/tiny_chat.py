@@ -1,6 +1,7 @@
 """A chat model of 60,000 random weights with a tokeniser trained on the spot, saved as a Hugging Face folder."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +22,14 @@ SENTENCES = [
 ]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(texts: Sequence[str] = SENTENCES, size: int = 420) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokeniser with a chat template; every byte has a token, so nothing is unknown."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        SENTENCES, trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet)
+        texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet)
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", chat_template=TEMPLATE)
 
