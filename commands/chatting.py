@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import catalog
     from longllm import LoadedModel
     from longllm.chat import ChatSession
+    from longllm.evals.grid import GridPlan
 
 #: seconds between two signs of life; whoever waits can leave at each of them
 _BEAT = 0.25
@@ -59,9 +60,9 @@ class Parlour:
         self._session: ChatSession | None = None
         self._runs: set[Run] = set()
         self._past: list[dict[str, str]] = []
-        #: documents in the conversation, and those that have been read and await their first question
+        #: documents in the conversation; and, with what is shown of them, those that await their first question
         self._held: set[str] = set()
-        self._open: set[str] = set()
+        self._open: dict[str, str] = {}
         #: how many messages were answered
         self.answers = 0
 
@@ -74,6 +75,11 @@ class Parlour:
     def history(self) -> list[dict[str, str]]:
         """Return the conversation as it is shown: long messages and documents in short."""
         return list(self._past)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Return how full the context is, or nothing before the first answer."""
+        return self._session.figures() if self._session is not None and self._past else {}
 
     def load(self) -> LoadedModel:
         """Return the model, loading it on the first call.
@@ -122,7 +128,11 @@ class Parlour:
         if not message.strip():
             raise ValueError("Type a message first.")
         text = named_document(document) if document else None
-        yield from self._followed(lambda run: self._answer(run, text, message))
+        figures: dict[str, Any] = {}
+        for told, figures in self._followed(lambda run: self._answer(run, text, message)):
+            yield told, figures
+        if "limit" not in figures:
+            yield self.history, {"note": "Stopped."}
 
     def needles(self, lengths: Sequence[int], depths: int) -> Iterator[dict[str, Any]]:
         """Hide facts and a pass key in texts of some lengths and ask for each; yield what is known so far.
@@ -144,7 +154,13 @@ class Parlour:
             raise ValueError("Choose at least one length first.")
         places = tuple(round(100 * step / (depths - 1)) for step in range(depths)) if depths > 1 else (50,)
         plan = GridPlan(tuple(sorted(lengths)), places, (1,))
-        record: dict[str, Any] = {"lengths": plan.lengths, "depths": places, "cells": [], "now": {}, "model": self.model}
+        record: dict[str, Any] = {
+            "lengths": plan.lengths,
+            "depths": places,
+            "cells": [],
+            "now": {},
+            "model": self.model,
+        }
         for cell in self._followed(lambda run: self._hide_and_seek(run, plan)):
             if "answer" in cell:
                 record = {**record, "cells": [*record["cells"], cell]}
@@ -197,36 +213,66 @@ class Parlour:
 
     def _answer(self, run: Run, document: catalog.Document | None, message: str) -> None:
         """Read and answer in the worker's thread; put (conversation, figures) into ``run.news``."""
-        added: list[dict[str, str]] = []
-        run.facts = {"history": [*self._past]}
+        run.facts = {"history": self.history}
         if run.stop.is_set():
             raise Stopped
         self.load()
         session = self._session
         if session is None:
             raise Stopped
+        shown = message if len(message) <= _SHOWN else f"{message[:_SHOWN]} … ({len(message):,} characters)"
+        text = ""
         try:
-            if document is not None and document.name not in self._held | self._open:
-                tokens = self._read(session, run, document)
-                added.append({"role": "user", "content": f"📄 {document.title or document.name} ({tokens:,} tokens)"})
+            if document is not None and document.name not in self._held | self._open.keys():
+                run.facts["history"] = [*self._past, _said("user", f"[{document.title or document.name} …]")]
+                tokens = session.read(document.text)
+                self._open[document.name] = f"[{document.title or document.name}: {tokens:,} tokens]"
             if run.stop.is_set():
                 raise Stopped
-            shown = message if len(message) <= _SHOWN else f"{message[:_SHOWN]} … ({len(message):,} characters)"
-            added.append({"role": "user", "content": shown})
+            added = [_said("user", told) for told in (*self._open.values(), shown)]
             run.facts["history"] = [*self._past, *added]
-            text = ""
+            run.news.put((run.facts["history"], {}))
             for piece in session.ask(message):
                 text += piece
                 run.facts["begun"] = True
-                run.news.put(([*self._past, *added, {"role": "assistant", "content": text}], {}))
+                run.news.put(([*self._past, *added, _said("assistant", text)], {}))
                 if run.stop.is_set():
                     session.stop()
         except InterruptedError:
             # What was read for a question that got no answer is taken back with it.
             self._open.clear()
             raise Stopped from None
-        self._past += [*added, {"role": "assistant", "content": text}]
-        self._held |= self._open
+        self._past += [*added, _said("assistant", text)]
+        self._held.update(self._open)
         self._open.clear()
         self.answers += 1
         run.news.put((self.history, session.figures()))
+
+    def _forget(self) -> None:
+        """Begin anew, in the worker's thread."""
+        if self._session is not None:
+            self._session.reset()
+        self._past, self._held, self._open = [], set(), {}
+
+    def _hide_and_seek(self, run: Run, plan: GridPlan) -> None:
+        """Ask for all that is hidden, in the worker's thread; put what is asked and answered into ``run.news``."""
+        from longllm.evals.answerers import LocalAnswerer
+        from longllm.evals.grid import Grid
+        from longllm.evals.haystack import read_haystack
+
+        if run.stop.is_set():
+            raise Stopped
+        loaded = self.load()
+        grid = Grid(plan, read_haystack(_HAYSTACK, _START))
+        answerer = LocalAnswerer(loaded, max(plan.lengths))
+        with watched(loaded.model, run):
+            for example in grid.examples(loaded.tokenizer):
+                asked = {key: example.facts[key] for key in ("kind", "length", "depth", "question")}
+                run.news.put({"now": asked})
+                answer = answerer.generate(example).text.strip()
+                right = grid.score(example, answer)["right"] == 1
+                run.news.put({**asked, "answer": answer, "right": right})
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -136,6 +136,7 @@ def _catalog() -> dict[str, Any]:
 def _model(name: str) -> dict[str, Any]:
     """Load a model and return what it was trained for, or why it cannot be used."""
     import longllm
+    from longllm.loading import claimed_length
 
     try:
         loaded = longllm.load(name)
@@ -152,7 +153,7 @@ def _model(name: str) -> dict[str, Any]:
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "trained_length": loaded.trained_length,
-        "claimed_length": config.max_position_embeddings,
+        "claimed_length": claimed_length(network.config),
         "rope": getattr(config, "rope_parameters", None),
         "effective_rope": _rope(network, loaded.trained_length),
         "stop_tokens": dict(zip(names, sorted(loaded.stop_ids), strict=True)),

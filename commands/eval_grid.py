@@ -64,18 +64,9 @@ def _answerer(model: str, rope: str, dtype: DType, length: int) -> tuple[Any, di
     """Return the model, stretched as asked, and what identifies it in the settings of a run."""
     import longllm
     from longllm.evals.answerers import LocalAnswerer
+    from longllm.loading import worded_context
 
-    context = None
-    if rope:
-        import transformers
-
-        from longllm.context import parse_rope
-        from longllm.loading import parts
-
-        own = transformers.AutoConfig.from_pretrained(parts(model)[1])
-        native = int(own.get_text_config(decoder=True).max_position_embeddings)
-        context = parse_rope(rope, own, max(length, native), model)
-    loaded = longllm.load(model, dtype=dtype, context=context)
+    loaded = longllm.load(model, dtype=dtype, context=worded_context(rope, length if rope else 0, model))
     config = loaded.model.config.get_text_config(decoder=True)
     facts = {"rope_parameters": dict(config.rope_parameters), "dtype": str(loaded.dtype).removeprefix("torch.")}
     return LocalAnswerer(loaded, max_length=length), facts

@@ -7,7 +7,8 @@ from typing import Any
 
 from commands.eval_answerer import AnswererChoice
 from commands.eval_numbers import numbers
-from commands.eval_running import Share, heat, run_task, shown
+from commands.eval_running import answerer_of, heat, run_figured, shown
+from commands.eval_runs import Share
 
 
 def needle(
@@ -61,7 +62,9 @@ def needle(
     task = Needle(*where, hay, needle or NEEDLE, question or QUESTION, marks)
     settings = {"needle": task.needle, "question": task.question, **hay.facts, "judge": judge_model if judge else ""}
     figure = heat("needle", task.main_score, *(("judge's mark, 1 to 10", (1, 10)) if judge else ("ROUGE-L",)))
-    for piece in run_task(task, choice, share, longest=max(where[0]), settings=settings, figure=figure):
-        if isinstance(piece, dict):
-            yield shown(piece["by_length"], task.main_score) + f"written: {out}/{piece['written']}\n"
+    who, notes = answerer_of(choice, max(where[0]))
+    yield notes
+    for piece in run_figured(task, who, share, {**choice.settings, **settings}, figure):
+        if isinstance(piece, dict) and "by_length" in piece:
+            yield shown(piece["by_length"], task.main_score) + f"written: {out}/{task.name}.jsonl, .json, .png, .svg\n"
         yield piece

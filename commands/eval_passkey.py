@@ -7,7 +7,8 @@ from typing import Any
 
 from commands.eval_answerer import AnswererChoice
 from commands.eval_numbers import numbers
-from commands.eval_running import Share, heat, run_task, shown
+from commands.eval_running import answerer_of, heat, run_figured, shown
+from commands.eval_runs import Share
 
 
 def passkey(
@@ -48,7 +49,9 @@ def passkey(
     fixed = {"digits": digits, "seed": seed, "lengths": list(task.lengths), "depths": list(task.depths)}
     settings = {**fixed, **(hay.facts if hay else {"haystack": "noise"})}
     figure = heat("pass key", "right", "share of right answers")
-    for piece in run_task(task, choice, share, longest=max(task.lengths), settings=settings, figure=figure):
-        if isinstance(piece, dict):
-            yield shown(piece["by_length"], "right") + f"written: {out}/{piece['written']}\n"
+    who, notes = answerer_of(choice, max(task.lengths))
+    yield notes
+    for piece in run_figured(task, who, share, {**choice.settings, **settings}, figure):
+        if isinstance(piece, dict) and "by_length" in piece:
+            yield shown(piece["by_length"], "right") + f"written: {out}/{task.name}.jsonl, .json, .png, .svg\n"
         yield piece

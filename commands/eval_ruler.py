@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from commands.eval_answerer import AnswererChoice
 from commands.eval_numbers import numbers
-from commands.eval_running import Share, answerer_of, run_task, shown
+from commands.eval_running import answerer_of, run_figured, shown
+from commands.eval_runs import Share
 
 
 def ruler(
@@ -54,19 +56,23 @@ def ruler(
     tasks = [Ruler(kind, wanted, hay, count, seed) for kind in chosen]
     for task in tasks:
         task.rows = _rows(task.kind, qa, count, seed)
-    who, warnings = answerer_of(choice, max(wanted))
-    yield "".join(f"note: {line}\n" for line in warnings)
-    settings = {**hay.facts, "seed": seed, "qa": qa, "count": count}
+    who, notes = answerer_of(choice, max(wanted))
+    yield notes
+    settings = {**choice.settings, **hay.facts, "seed": seed, "qa": qa, "count": count}
     found: dict[str, Any] = {}
     for task in tasks:
-        for piece in run_task(task, choice, share, longest=max(wanted), settings=settings, answerer=who):
-            if isinstance(piece, dict):
+        for piece in run_figured(task, who, share, settings):
+            if isinstance(piece, str):
+                yield piece
+            elif "by_length" in piece:
                 found[task.kind] = piece["by_length"]
                 yield f"{task.kind}\n{shown(piece['by_length'], 'match')}"
     record: dict[str, Any] = {"answerer": who.name, "kinds": found, "average": _average(found), "out": out}
-    if parts == 1:
-        written(share.folder / "ruler.json", record)
-    yield f"average of {len(found)} kinds\n{shown(record['average'], 'match')}"
+    if len(found) < len(tasks):
+        yield {**record, "missing_parts": True}
+        return
+    written(Path(out) / "ruler.json", record)
+    yield f"average of {len(found)} kinds\n{shown(record['average'], 'match')}written: {out}/ruler.json\n"
     yield record
 
 

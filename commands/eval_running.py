@@ -1,54 +1,23 @@
-"""What the commands that run one task have in common: who answers, the run, its parts, its picture."""
+"""What the retrieval commands share: who answers at any length, the run with its heat map, figures by length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.eval_answerer import AnswererChoice, build
+from commands.eval_runs import Share, run_task
 
 if TYPE_CHECKING:
     from longllm.evals.task import Answerer, Task
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of a run this machine does.
+def answerer_of(choice: AnswererChoice, longest: int) -> tuple[Answerer, str]:
+    """Return who answers prompts of up to ``longest`` tokens, and notes about what will make answers worse.
 
-    Raises:
-        ValueError: there is no such part.
-
-    >>> Share("out", 1, 4).parts
-    4
-    """
-
-    out: str
-    """folder of the results"""
-    part: int = 0
-    """number of this part, from 0"""
-    parts: int = 1
-    """parts that the examples are dealt out to"""
-
-    def __post_init__(self) -> None:
-        """Refuse a part that does not exist."""
-        if not 0 <= self.part < self.parts:
-            raise ValueError(f"part must be one of 0 … {self.parts - 1}, got {self.part}")
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder of the results."""
-        return Path(self.out)
-
-
-def answerer_of(choice: AnswererChoice, longest: int, reaching: int = 0) -> tuple[Answerer, list[str]]:
-    """Return who answers, and warnings about what will make answers worse.
-
-    Args:
-        choice: of the command line.
-        longest: tokens of the longest prompt.
-        reaching: tokens beyond it that chat frame and answer may take.
+    Lengths beyond the trained one, and beyond the model's positions, are what these tasks are there to try: they are
+    noted, not refused.
 
     Raises:
         ValueError: what spoils an evaluation silently (``longllm.evals.checks``), or as ``longllm.load``.
@@ -57,55 +26,43 @@ def answerer_of(choice: AnswererChoice, longest: int, reaching: int = 0) -> tupl
     from longllm.evals.checks import check_model
     from longllm.prompts import length_warning
 
-    answerer = build(choice)
+    answerer = build(choice, longest)
     if not isinstance(answerer, LocalAnswerer):
-        return answerer, []
-    # Lengths beyond the trained one are what such a task is there to try: a warning, no refusal.
-    found = check_model(answerer.loaded, compressed=choice.method != "full")
-    beyond = length_warning(longest + reaching, answerer.loaded.trained_length) if choice.method == "full" else None
-    return answerer, [*found, *([beyond] if beyond else [])]
+        return answerer, ""
+    compressed = choice.method != "full"
+    found = check_model(answerer.loaded, compressed=compressed)
+    beyond = None if compressed else length_warning(longest, answerer.loaded.trained_length)
+    return answerer, "".join(f"note: {line}\n" for line in [*found, *([beyond] if beyond else [])])
 
 
-def run_task(
+def run_figured(
     task: Task,
-    choice: AnswererChoice,
+    answerer: Answerer,
     share: Share,
-    *,
-    longest: int,
     settings: Mapping[str, Any],
     figure: Callable[[Mapping[str, Any], Path], Any] | None = None,
-    answerer: Answerer | None = None,
 ) -> Iterator[str | dict[str, Any]]:
-    """Run one task and yield what it found; the last part of a run in parts puts them together.
+    """Run this process's share of a task; where the whole is there, draw it and yield its summary.
 
     Args:
         task: what is asked.
-        choice: who answers.
+        answerer: who answers.
         share: where results go, and which part of them is made here.
-        longest: tokens of the longest prompt.
         settings: what must be the same when a run goes on.
         figure: draws a summary into a file (named without its ending).
-        answerer: who answers, if it has been made already.
     """
-    from longllm.evals.heatmap import figure as drawing
-    from longllm.evals.run import evaluate, joined
-
     if figure is not None:
+        from longllm.evals.heatmap import figure as drawing
+
         drawing()  # refuse early, before minutes of work, if pictures cannot be drawn
-    if answerer is None:
-        answerer, warnings = answerer_of(choice, longest)
-        yield "".join(f"note: {line}\n" for line in warnings)
-    out, part, parts = share.folder, share.part, share.parts
-    fixed = {**choice.settings, **settings}
-    summary = evaluate(task, answerer, out, settings=fixed, part=part, parts=parts, progress=True)
-    name = task.name
-    if parts > 1:
-        name = f"{task.name}.{part}-of-{parts}"
-        if all((out / f"{task.name}.{other}-of-{parts}.json").is_file() for other in range(parts)):
-            summary, name = joined(task, out, parts), task.name
-    if figure is not None and name == task.name:
-        figure(summary, out / name)
-    yield {**summary, "out": str(out), "written": f"{name}.json"}
+    summary = run_task(task, answerer, share, settings)
+    if summary is None:
+        yield f"{task.name}: part {share.part} of {share.parts} is done, others are missing\n"
+        yield {"task": task.name, "answerer": answerer.name, "out": share.out, "missing_parts": True}
+        return
+    if figure is not None:
+        figure(summary, Path(share.out) / task.name)
+    yield {**summary, "out": share.out}
 
 
 def shown(lengths: Mapping[str, Mapping[str, Any]], score: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from commands.eval_answerer import AnswererChoice
 from commands.eval_numbers import numbers
-from commands.eval_running import Share, answerer_of, run_task
+from commands.eval_running import answerer_of, run_figured
+from commands.eval_runs import Share
 
 
 def topic(
@@ -42,8 +43,9 @@ def topic(
     from longllm.evals.topic import TopicRetrieval, topic_rows
 
     choice, share, wanted = AnswererChoice(**answerer), Share(out, part, parts), numbers(counts, "counts")
-    who, warnings = answerer_of(choice, 0)
-    yield "".join(f"note: {line}\n" for line in warnings)
+    # A record of N topics has about N x 530 tokens.
+    who, notes = answerer_of(choice, 530 * max(wanted))
+    yield notes
     if data:
         rows = read_rows(data, "topics", ["context", "question", "topics", "num_topics"])
         rows = [row for row in rows if int(row["num_topics"]) in wanted]
@@ -55,11 +57,11 @@ def topic(
         rows = topic_rows(who.tokenizer, hay, wanted, cases, seed)
         settings = {**hay.facts, "cases": cases, "seed": seed}
     settings["counts"] = list(wanted)
-    for piece in run_task(TopicRetrieval(rows), choice, share, longest=0, settings=settings, answerer=who):
-        if isinstance(piece, dict):
+    for piece in run_figured(TopicRetrieval(rows), who, share, {**choice.settings, **settings}):
+        if isinstance(piece, dict) and "by_tokens" in piece:
             for tokens, found in piece["by_tokens"].items():
                 low, high = found["interval"]
                 yield f"{int(tokens):>9,} tokens ({found['num_topics']} topics): right {found['accuracy']:.2f} "
                 yield f"[{low:.2f}, {high:.2f}], F1 {found['qa_f1']:.2f} (n = {found['n']})\n"
-            yield f"written: {out}/{piece['written']}\n"
+            yield f"written: {out}/topic.jsonl, .json\n"
         yield piece

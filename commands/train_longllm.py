@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,25 @@ def train_longllm(
         optimisation: learning rate, schedule, size and number of steps
         keeping: when to log, evaluate and save, when to stop early
     """
-    if not data.train:
-        raise ValueError("data.train must name at least one file of training rows (see longscope synth --help)")
     folder = Path(out).expanduser()
     from longllm.train import Recipe, extend_context
 
     recipe = Recipe(base, extension, data, lora, optimisation, keeping)
-    yield f"training {base.model} in {folder} …\n"
+    # Of several processes the first alone speaks.
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        yield f"training {base.model} in {folder} …\n"
     facts = extend_context(recipe, folder, progress=True)
+    if not leads:
+        return
     if facts["resumed"]:
         yield f"went on from step {facts['resumed']:,}\n"
-    yield f"{facts['steps']:,} of {facts['planned']:,} steps, loss {facts['loss']:.4f}"
+    yield f"{facts['steps']:,} of {facts['planned']:,} steps"
+    yield f", loss {facts['loss']:.4f}" if facts["loss"] is not None else ""
     yield f", held-out {facts['best']}\n" if facts["best"] else "\n"
-    if not facts["finished"]:
+    if facts["stopped"] == "patience":
+        yield f"stopped early: {keeping.patience} evaluations without a better one\n"
+    elif not facts["finished"]:
         yield "stopped before the end: give the same command again to go on\n"
-    yield f"adapter: {facts.get('adapter', '(written by the first process)')}\n"
+    yield f"adapter: {facts['adapter']}\n"
     yield facts

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from demos.figures import panel
-from demos.serving import free_port, serve
+from demos.serving import free_port, serve, toast
 
 TYPES = [".txt", ".md", ".html", ".pdf"]
 EXAMPLE = "sotu/1963-kennedy"
@@ -33,8 +32,7 @@ def build(fn: Any) -> gr.Blocks:
                 yield text, gr.skip() if figures is None else panel(figures)
         except (ValueError, OSError, ImportError) as error:
             yield gr.skip(), panel({"note": str(error)})
-            # A toast renders HTML, and the message may quote what was typed or uploaded.
-            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+            raise toast(error) from error
 
     names, methods = list(fn.documents), list(fn.methods)
     chosen = EXAMPLE if EXAMPLE in names else None

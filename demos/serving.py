@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Generator, Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -39,6 +40,15 @@ STYLE = """
 .figures dl { margin: .6rem 0 0; font-size: .9rem; } .figures dd { margin: 0; text-align: right; }
 .figures dl div { display: flex; gap: .8rem; justify-content: space-between; padding: .3rem 0;
   border-top: 1px solid var(--border-color-primary); }
+.heat { overflow-x: auto; } .heat table, .heat th { border: 0 !important; }
+.heat table { border-collapse: separate; border-spacing: 3px; width: 100%; }
+.heat caption { text-align: left; padding-bottom: .4rem; color: var(--block-label-text-color); font-size: .9rem; }
+.heat th { font-weight: 400; font-size: .85rem; padding: .2rem .4rem; text-align: right; white-space: nowrap; }
+.heat thead th { text-align: center; } .heat td { height: 2rem; min-width: 3rem; text-align: center; font-weight: 650;
+  border-radius: .3rem; border: 1px solid var(--border-color-primary); }
+.heat td.found { background: #15803d; color: #fff; border-color: #15803d; }
+.heat td.missed { background: #b91c1c; color: #fff; border-color: #b91c1c; }
+.heat td.asked { border-color: var(--color-accent); border-style: dashed; }
 .figures dt { color: var(--body-text-color-subdued); white-space: nowrap; }
 """
 
@@ -93,6 +103,11 @@ def theme() -> gr.themes.Base:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     ).set(input_border_color_focus="*primary_500", input_border_color_focus_dark="*primary_400")
+
+
+def toast(error: Exception) -> gr.Error:
+    """Return what shows an error on a page; a toast renders HTML, and the message may quote what was uploaded."""
+    return gr.Error(escape(str(error), quote=False), print_exception=False)
 
 
 def free_port(port: int) -> int:

@@ -9,6 +9,8 @@ from longllm.config import Attention, Decoding, Device, DType
 
 if TYPE_CHECKING:
     from longllm.chat import ChatSession as ChatSession
+    from longllm.context import Context as Context
+    from longllm.context import context_from as context_from
     from longllm.generate import Prefix as Prefix
     from longllm.generate import Result as Result
     from longllm.generate import Stream as Stream
@@ -25,18 +27,24 @@ if TYPE_CHECKING:
     from longllm.prompts import question_ids as question_ids
     from longllm.spans import Excerpt as Excerpt
     from longllm.spans import retrieve as retrieve
+    from longllm.train import Recipe as Recipe
+    from longllm.train import extend_context as extend_context
 
 # Public name -> its module. Modules that need torch are imported when a name is first used.
 _HOME = {
     "ChatSession": "chat",
+    "Context": "context",
     "Excerpt": "spans",
     "LoadedModel": "loading",
     "Prefix": "generate",
     "Prompt": "prompts",
+    "Recipe": "train",
     "Result": "generate",
     "Stream": "generate",
     "chat_prompt": "prompts",
+    "context_from": "context",
     "document_prompt": "prompts",
+    "extend_context": "train",
     "length_warning": "prompts",
     "load": "loading",
     "prefill": "generate",

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from longllm.endpoint import Endpoint
-from longllm.replies import EndpointError
+from longllm.replies import EndpointError, Failure, checked
 
 
 def read_requests(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -63,11 +63,11 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, 
             try:
                 record = json.loads(line)
                 name = record["custom_id"]
-                if isinstance(record.get("response"), dict) and "status_code" in record["response"]:
+                if "status_code" in (record.get("response") or {}) or record.get("error"):
                     record = _from_service(record)
-                if "response" not in record and "errors" not in record:
-                    raise KeyError("response")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if "errors" not in record:
+                    checked(record["response"])
+            except (ValueError, KeyError, TypeError, AttributeError, Failure) as error:
                 raise ValueError(f"{path}, line {number}: no result ({type(error).__name__}: {error})") from error
             yield name, record
 
@@ -184,7 +184,7 @@ def _mend(file: BinaryIO) -> None:
 
 def _from_service(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record that a batch service's line amounts to."""
-    response = record["response"]
+    response = record.get("response") or {"status_code": "no answer", "body": record.get("error")}
     if response["status_code"] == 200:
         return {"custom_id": record["custom_id"], "response": response["body"]}
     return {"custom_id": record["custom_id"], "errors": [f"{response['status_code']} {response.get('body')}"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ class Collator:
 
     A batch holds input_ids, position_ids and targets [rows, length] (targets already shifted: that of a token is the
     next one), attention_mask [rows, length] unless rows are packed, and ``weight``, the number of targets.
+
+    Raises:
+        ValueError: packed rows that are to be split among processes.
     """
 
     samples: Samples
@@ -31,6 +34,14 @@ class Collator:
     packs: tuple[tuple[int, ...], ...] | None = None
     pad_id: int = 0
     device: torch.device | str = "cpu"
+    multiple: int = 1
+    """the length of a batch is a multiple of this, as context parallelism wants it; above 1 there is no mask, for which
+    it has no use: padding stands behind, where a causal model does not see it"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.packs is not None and self.multiple > 1:
+            raise ValueError("packed rows cannot be split among processes: set pack off, or cp_size to 1")
 
     @classmethod
     def of(cls, samples: Samples, *, room: int = 0, **options: Any) -> Collator:
@@ -44,11 +55,13 @@ class Collator:
         lengths = self.samples.lengths
         return lengths if self.packs is None else [sum(lengths[row] for row in pack) for pack in self.packs]
 
-    def __call__(self, rows: Sequence[int], seed: str) -> dict[str, Any]:
-        """Return the batch of ``rows``; spread positions are drawn from ``seed``."""
-        draws = random.Random(seed)
-        lines = [self._line([row] if self.packs is None else self.packs[row], draws) for row in rows]
-        width = max(len(line[0]) for line in lines)
+    def __call__(self, rows: Sequence[int], seeds: Sequence[str]) -> dict[str, Any]:
+        """Return the batch of ``rows``; the spread positions of each are drawn from its own seed."""
+        lines = [
+            self._line([row] if self.packs is None else self.packs[row], random.Random(seed))
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        width = -(-max(len(line[0]) for line in lines) // self.multiple) * self.multiple
         if self.packs is not None and len(lines) > 1:
             raise ValueError("packed rows are batches by themselves: set batch_size to 1")
         ids, positions, targets = (
@@ -56,7 +69,7 @@ class Collator:
             for part, fill in ((0, self.pad_id), (1, 0), (2, IGNORED))
         )
         batch = {"input_ids": ids, "position_ids": positions, "targets": targets}
-        if self.packs is None:
+        if self.packs is None and self.multiple == 1:
             # Without a mask transformers takes every jump of the positions for the beginning of a packed row.
             real = torch.tensor([[len(line[0])] for line in lines], device=self.device)
             batch["attention_mask"] = (torch.arange(width, device=self.device) < real).long()
@@ -95,6 +108,7 @@ class CausalLoss:
         bias: Any = getattr(self.head, "bias", None)
         if hasattr(weight, "full_tensor"):  # sharded by FSDP
             weight = weight.full_tensor()
+            bias = None if bias is None else bias.full_tensor()
         return linear_cross_entropy(hidden, weight, batch["targets"], bias, softcap=self.softcap, chunk=self.chunk)
 
 
@@ -109,12 +123,11 @@ def headless(model: Any, chunk: int = CHUNK) -> Iterator[CausalLoss]:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
-    active = getattr(head, "modules_to_save", None)
-    own = head if active is None else active[head.active_adapters[0]]
-    if not isinstance(own, torch.nn.Linear):
-        raise ValueError(f"the model's head must be a linear layer without an adapter, got {type(own).__name__}")
+    own = _plain_head(head)
     text = base.config.get_text_config(decoder=True)
     softcap = getattr(text, "final_logit_softcapping", None)
+    # accelerate, too, puts a forward of its own on the module.
+    before = vars(head).get("forward")
     head.forward = _same
     if softcap is not None:
         text.final_logit_softcapping = None
@@ -123,8 +136,25 @@ def headless(model: Any, chunk: int = CHUNK) -> Iterator[CausalLoss]:
         yield CausalLoss(own, softcap, chunk)
     finally:
         del head.forward
+        if before is not None:
+            head.forward = before
         if softcap is not None:
             text.final_logit_softcapping = softcap
+
+
+def _plain_head(head: Any) -> torch.nn.Module:
+    """Return the module whose weight and bias are the head in force, seen through what peft has wrapped it in.
+
+    Raises:
+        ValueError: it is no linear layer, or has an adapter.
+    """
+    whole, tied = getattr(head, "modules_to_save", None), getattr(head, "token_adapter", None)
+    own = head if whole is None else whole[head.active_adapters[0]]
+    plain = own if tied is None else tied.base_layer
+    # Of a head that follows single learned embeddings, the wrapper itself has the weight as it stands.
+    if not isinstance(plain, torch.nn.Linear) or (tied is not None and plain.bias is not None):
+        raise ValueError(f"the model's head must be a linear layer without an adapter, got {type(plain).__name__}")
+    return own
 
 
 def _same(hidden: torch.Tensor) -> torch.Tensor:
@@ -132,7 +162,7 @@ def _same(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def batch_loss(loss: CausalLoss, model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
+def batch_loss(loss: CausalLoss, model: Any, batches: Iterable[Mapping[str, Any]]) -> float:
     """Return the mean loss per target over some batches, in nats."""
     total = targets = 0.0
     with torch.no_grad():

@@ -15,7 +15,7 @@ from flashcore.hf.cache import GrowingLayer
 from longllm.config import Decoding
 from longllm.dialogue import dialogue
 from longllm.generate import Result, Stream, read_on, resume
-from longllm.loading import LoadedModel
+from longllm.loading import LoadedModel, claimed_length
 from longllm.prompts import AFTER_DOCUMENT, QUESTION, encode, length_warning
 
 _FORMAT = "longscope chat 1"
@@ -27,6 +27,10 @@ class Turn:
 
     begin: int
     message: str = ""
+    document: str = ""
+    """what the message begins with, read before the rest was known"""
+    read_to: int = 0
+    """where that ends"""
     asked: int = 0
     """where the answer begins; 0 while the message is not complete"""
     answer: str | None = None
@@ -59,8 +63,7 @@ class ChatSession:
             raise ValueError(f"limit must be 0 (what the model claims) or a number of tokens, got {limit}")
         self.loaded, self.system, self.decoding = loaded, system, decoding or Decoding()
         self.frame = dialogue(loaded.tokenizer, system)
-        claimed = int(loaded.model.config.get_text_config(decoder=True).max_position_embeddings)
-        self.limit = limit or max(claimed, loaded.trained_length)
+        self.limit = limit or max(claimed_length(loaded.model.config), loaded.trained_length)
         self.turns: list[Turn] = []
         self._ids: list[int] = []
         self._cache: Any = None
@@ -98,7 +101,7 @@ class ChatSession:
         self._settle()
         if not message.strip():
             raise ValueError("the message is empty")
-        document = self.turns[-1].message if self._is_open() else ""
+        document = self.turns[-1].document if self._is_open() else ""
         added = QUESTION.format(question=message.strip()) if document else self._trimmed(message)
         pieces = [*([] if document else self._opening()), *encode(self.loaded.tokenizer, added), *self.frame.ask]
         self._check_room(len(pieces) + 1)
@@ -150,11 +153,15 @@ class ChatSession:
                 self._truncate(begin)
         if fresh:
             self.turns.append(Turn(begin))
-        self.turns[-1].message += document + AFTER_DOCUMENT
+        turn = self.turns[-1]
+        turn.document += document + AFTER_DOCUMENT
+        turn.message, turn.read_to = turn.document, len(self._ids)
         return len(body)
 
     def undo(self) -> str:
-        """Take back the last message and its answer (or a document without a question); return the message.
+        """Take back the last message and its answer; return the message.
+
+        A document that the message began with stays read and awaits another question; undo once more takes it back.
 
         Raises:
             ValueError: there is nothing to take back.
@@ -162,7 +169,7 @@ class ChatSession:
         self._settle()
         if not self.turns:
             raise ValueError("there is no message to take back")
-        return self._drop_last().message
+        return self._drop_last()
 
     def stop(self) -> None:
         """End the answer or the reading under way at its next token or chunk; may be called from a signal handler."""
@@ -236,7 +243,7 @@ class ChatSession:
         asked = [*self._opening(), *encode(tokens, message), *self.frame.ask]
         said = encode(tokens, answer)
         self._check_room(len(asked) + len(said))
-        turn = Turn(len(self._ids), message, len(self._ids) + len(asked), answer)
+        turn = Turn(len(self._ids), message, asked=len(self._ids) + len(asked), answer=answer)
         self._ids += asked + said
         self.turns.append(turn)
 
@@ -307,11 +314,16 @@ class ChatSession:
         self._cache.reserve(len(self._ids))
         return self._cache
 
-    def _drop_last(self) -> Turn:
-        """Take the last turn out of the conversation; return it."""
-        turn = self.turns.pop()
-        self._truncate(turn.begin)
-        return turn
+    def _drop_last(self) -> str:
+        """Take the last message out of the conversation, but not a document it is about; return it."""
+        turn = self.turns[-1]
+        if turn.document and turn.asked:
+            message = turn.message.removeprefix(turn.document)
+            self._truncate(turn.read_to)
+            turn.message, turn.asked, turn.answer, turn.result = turn.document, 0, None, None
+            return message
+        self._truncate(self.turns.pop().begin)
+        return turn.message
 
     def _truncate(self, tokens: int) -> None:
         """Shorten the conversation to its first ``tokens`` tokens."""

@@ -83,7 +83,7 @@ class Context:
         """
         import torch
 
-        expected = speeds(model.config)
+        expected, scaling = speeds(model.config), attention_factor(model.config)
         found = list(_inverse_frequencies(model))
         if not found:
             raise ValueError("the model has no rotary embedding (inv_freq) to check")
@@ -91,7 +91,9 @@ class Context:
         wrong = [name for name, value in self.rope_parameters.items() if settings.get(name) != value]
         if wrong:
             raise ValueError(f"{wrong[0]} should be {self.rope_parameters[wrong[0]]!r}, got {settings.get(wrong[0])!r}")
-        for name, buffer in found:
+        for name, buffer, factor in found:
+            if abs(factor - scaling) > 1e-6:
+                raise ValueError(f"{name} scales attention by {factor:g}, {dict(self.rope_parameters)} by {scaling:g}")
             actual = buffer.float().cpu()
             if actual.shape != expected.shape or not torch.allclose(actual, expected, rtol=1e-5, atol=0):
                 raise ValueError(
@@ -229,9 +231,18 @@ def speeds(config: Any) -> Any:
     return inverse_frequencies(turning, float(text.rope_parameters["rope_theta"]))
 
 
-def _inverse_frequencies(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and tensor [d/2] of every rotary embedding of a model."""
+def attention_factor(config: Any) -> float:
+    """Return what rotary cosines and sines are multiplied by under a configuration: 1 but for YaRN and LongRoPE."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    text = config.get_text_config(decoder=True)
+    kind = text.rope_parameters.get("rope_type", "default")
+    return 1.0 if kind == "default" else float(ROPE_INIT_FUNCTIONS[kind](text, "cpu")[1])
+
+
+def _inverse_frequencies(model: Any) -> Iterator[tuple[str, Any, float]]:
+    """Yield name, tensor [d/2] and attention factor of every rotary embedding of a model."""
     for name, module in model.named_modules():
         found = getattr(module, "inv_freq", None)
         if found is not None and getattr(found, "ndim", 0) == 1:
-            yield f"{name}.inv_freq", found
+            yield f"{name}.inv_freq", found, float(getattr(module, "attention_scaling", 1.0))

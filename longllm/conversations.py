@@ -19,6 +19,9 @@ IGNORED = -100
 ROLES = ("system", "user", "assistant")
 # Stand for the messages while a template is rendered; no template changes them.
 _MARK = "LONGSCOPE-{}-MESSAGE"
+# Stands around them (mirrored behind): what a template leaves of it shows what it strips off messages, as an argument
+# of str.strip. The tab is innermost because no template has one of its own.
+_PAD, _STRIPPED = "\n \t", ("", "\n", "\n ", None)
 
 
 @dataclass(frozen=True)
@@ -82,23 +85,29 @@ def row_tokens(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> Token
     A text is learned whole: beyond ``max_length`` it is cut, within it the end-of-text token is added.
 
     Raises:
-        ValueError: as ``conversation_tokens``.
+        ValueError: as ``conversation_tokens``, or a text where the tokeniser has no end-of-text token.
     """
     if "text" in row:
-        begin = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
-        ids = [*([] if begin is None else [begin]), *encode(tokenizer, row["text"])]
-        if len(ids) < max_length and tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-        ids = ids[:max_length]
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokeniser has no end-of-text token (eos_token): the model would never stop")
+        ids = [*begin(tokenizer), *encode(tokenizer, row["text"])]
+        ids = [*ids, tokenizer.eos_token_id][:max_length]
         return Tokens(tuple(ids), tuple(ids))
     tokens = conversation_tokens(tokenizer, row["conversations"])
     return tokens if len(tokens.ids) <= max_length else None
 
 
+def begin(tokenizer: Any) -> list[int]:
+    """Return the begin-of-text token, as a list, if the tokeniser itself puts it before a text."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and list(tokenizer("a")["input_ids"])[:1] == [first] else []
+
+
 def conversation_tokens(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> Tokens:
     """Return ids and targets of a chat: targets are each answer and the token that ends the assistant's turn.
 
-    A leading assistant message is dropped. Texts that spell a special token are read as those characters.
+    A leading assistant message is dropped. Texts that spell a special token are read as those characters. What a
+    template strips off a message (Llama-3: white space at both ends) is stripped off.
 
     Raises:
         ValueError: the tokeniser has no chat template, one that does not carry the messages, or one without a token
@@ -108,50 +117,66 @@ def conversation_tokens(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> T
     start = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), 0)
     while start < len(turns) and turns[start]["role"] == "assistant":
         del turns[start]
-    frames, trims = _frames(tokenizer, tuple(turn["role"] for turn in turns))
+    roles = tuple(turn["role"] for turn in turns)
+    frames, strips = _frames(tokenizer, roles)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ids, labels = list(frames[0]), [IGNORED] * len(frames[0])
-    for turn, after in zip(turns, frames[1:], strict=True):
-        words = encode(tokenizer, turn["content"].strip() if trims else turn["content"])
-        learned = turn["role"] == "assistant"
+    for turn, after, (left, right) in zip(turns, frames[1:], strips, strict=True):
+        words = encode(tokenizer, turn["content"].lstrip(left).rstrip(right))
         ids += [*words, *after]
-        labels += words if learned else [IGNORED] * len(words)
-        # The first token after an answer is the one that ends the turn (see _frames).
-        labels += [after[0] if learned and place == 0 else IGNORED for place in range(len(after))]
+        if turn["role"] != "assistant":
+            labels += [IGNORED] * (len(words) + len(after))
+            continue
+        # A turn ends with the first special token after the answer; Llama-2 has a space between them.
+        ending = next((place + 1 for place, token in enumerate(after) if token in special), 0)
+        if not ending or tokenizer.decode(after[: ending - 1]).strip(" "):
+            raise ValueError("the chat template puts no end-of-turn token behind an answer: the model would never stop")
+        labels += [*words, *after[:ending], *[IGNORED] * (len(after) - ending)]
     return Tokens(tuple(ids), tuple(labels))
 
 
-def _frames(tokenizer: Any, roles: tuple[str, ...]) -> tuple[list[list[int]], bool]:
-    """Return the ids before, between and after the messages of a chat, and whether the template trims messages."""
+def _frames(
+    tokenizer: Any, roles: tuple[str, ...]
+) -> tuple[list[tuple[int, ...]], list[tuple[str | None, str | None]]]:
+    """Return the ids before, between and after the messages of a chat, and what is stripped off each message."""
     template = tokenizer.chat_template
     if not template:
         name = tokenizer.name_or_path or "the tokeniser"
         raise ValueError(f"{name} has no chat template: train on text rows, or choose an instruct or chat model")
-    pieces, trims = _rendered(tokenizer, str(template), roles)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    frames = [list(piece) for piece in pieces]
-    for role, after in zip(roles, frames[1:], strict=True):
-        if role == "assistant" and (not after or after[0] not in special):
-            raise ValueError("the chat template puts no end-of-turn token behind an answer: the model would never stop")
-    begin = tokenizer.bos_token_id
-    if getattr(tokenizer, "add_bos_token", False) and begin is not None and frames[0][:1] != [begin]:
-        frames[0].insert(0, begin)
-    return frames, trims
+    pieces, strips = _rendered(tokenizer, str(template), roles)
+    bos = tuple(begin(tokenizer))
+    if bos and pieces[0][:1] != bos:
+        return [bos + pieces[0], *pieces[1:]], strips
+    return list(pieces), strips
 
 
 @functools.lru_cache(maxsize=256)
-def _rendered(tokenizer: Any, template: str, roles: tuple[str, ...]) -> tuple[list[tuple[int, ...]], bool]:
-    """Render a chat of marks and tokenise what stands around them."""
+def _rendered(
+    tokenizer: Any, template: str, roles: tuple[str, ...]
+) -> tuple[list[tuple[int, ...]], list[tuple[str | None, str | None]]]:
+    """Render a chat of marks; tokenise what stands around them, and see what is stripped off them."""
+    from jinja2 import TemplateError
+
     marks = [_MARK.format(place) for place in range(len(roles))]
-    turns = [{"role": role, "content": f" {mark} "} for role, mark in zip(roles, marks, strict=True)]
-    rest = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-    trims = any(f" {mark} " not in rest for mark in marks)
-    texts = []
+    turns = [{"role": role, "content": f"{_PAD}{mark}{_PAD[::-1]}"} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        rest = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the roles {', '.join(roles)}: {error}") from error
+    texts: list[str] = []
+    strips: list[tuple[str | None, str | None]] = []
     for mark in marks:
-        head, found, rest = rest.partition(mark if trims else f" {mark} ")
+        head, found, rest = rest.partition(mark)
         if not found:
             raise ValueError("the chat template does not carry every message, in order and unchanged")
-        texts.append(head)
+        # How much of the padding is gone: none, newlines, newlines and spaces, or all white space.
+        left, right = (
+            next(gone for gone in range(len(_PAD) + 1) if side.endswith(_PAD[gone:])) for side in (head, rest[2::-1])
+        )
+        texts.append(head[: len(head) - len(_PAD[left:])])
+        rest = rest[len(_PAD[right:]) :]
+        strips.append((_STRIPPED[left], _STRIPPED[right]))
     texts.append(rest)
     if any(mark in text for mark in marks for text in texts):
         raise ValueError("the chat template repeats a message")
-    return [tuple(encode(tokenizer, text, special=True)) for text in texts], trims
+    return [tuple(encode(tokenizer, text, special=True)) for text in texts], strips

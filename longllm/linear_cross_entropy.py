@@ -137,4 +137,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if to_bias is None else to_bias.mul_(factor).to(kinds[1]),
             *(None,) * 3,
         )
-

@@ -235,6 +235,22 @@ def trained_length(config: Any) -> int:
     return length
 
 
+def claimed_length(config: Any) -> int:
+    """Return the longest input that a configuration says the model is for, trained or not.
+
+    >>> import transformers
+    >>> config = transformers.LlamaConfig(max_position_embeddings=8192)
+    >>> config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e5, "factor": 4.0}
+    >>> claimed_length(config)
+    32768
+    """
+    config = config.get_text_config(decoder=True)
+    settings = getattr(config, "rope_parameters", None) or {}
+    # transformers stretches a dynamic base from max_position_embeddings on, so that stays the model's own.
+    stretch = settings["factor"] if settings.get("rope_type") == "dynamic" else 1
+    return round(config.max_position_embeddings * stretch)
+
+
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return every token that ends an answer: those the model and tokeniser name, and the template's own.
 
@@ -259,7 +275,10 @@ def _place(device: Device) -> torch.device:
         raise ValueError(f"device must be one of {', '.join(get_args(Device))}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no CUDA device here; use device auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # With its number: accelerate refuses 4-bit weights on a device that has none.
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _dtype(dtype: DType, place: torch.device) -> torch.dtype:

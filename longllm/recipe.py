@@ -77,6 +77,8 @@ class Extension:
             raise ValueError(f"theta must be above 1 (or 0 for the model's own), got {self.theta}")
         if self.factor and not self.factor >= 1:
             raise ValueError(f"factor must be at least 1 (or 0), got {self.factor}")
+        if self.factor and self.rope == "default":
+            raise ValueError(f"factor ({self.factor}) is for the kinds that scale: rope default changes theta alone")
 
 
 @dataclass(frozen=True)

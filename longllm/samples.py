@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from longllm.conversations import IGNORED, row_fault, row_tokens
+from longllm.conversations import IGNORED, begin, row_fault, row_tokens
 from longllm.recipe import source
 from training import read_rows
 from training.record import fingerprint
+
+#: changes whenever the same rows become other tokens, so that those of an earlier version are not taken for these
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Samples:
     offsets: np.ndarray
     """[rows + 1] where each row begins"""
     report: dict[str, dict[str, int]]
-    """by file: rows read, kept, and left out because too long, too short or without targets"""
+    """by FILE or FILE[N]: rows read, kept, and left out because too long, too short or without targets"""
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -85,18 +88,20 @@ def load_samples(
     sources = [source(words) for words in files]
     if not sources:
         raise ValueError("there are no training files: name at least one")
+    if missing := [path for path, _ in sources if not Path(path).is_file()]:
+        raise FileNotFoundError(f"there is no file {missing[0]}")
     settings = {"max_length": max_length, "min_length": min_length, "seed": seed}
     place = None
     if cache is not None:
         prints = [[path, take, fingerprint(path)["sha256"]] for path, take in sources]
-        words = json.dumps([prints, settings, _tokenizer_print(tokenizer)])
+        words = json.dumps([_VERSION, prints, settings, _tokenizer_print(tokenizer)])
         place = cache / hashlib.sha256(words.encode()).hexdigest()[:16]
         if (place / "report.json").is_file():
             return _mapped(place)
     ids: list[np.ndarray] = []
     learned: list[np.ndarray] = []
     report = {}
-    for path, take in sources:
+    for words, (path, take) in zip(files, sources, strict=True):
         kept, counts = _file_rows(tokenizer, path, max_length, min_length, progress)
         if take:
             if take > len(kept):
@@ -107,7 +112,7 @@ def load_samples(
             counts["kept"] = take
         ids += [row for row, _ in kept]
         learned += [row for _, row in kept]
-        report[path] = counts
+        report[words] = counts
     if not ids:
         raise ValueError(f"no row passes the filters ({min_length} to {max_length} tokens): {report}")
     offsets = np.cumsum([0, *map(len, ids)])
@@ -172,9 +177,11 @@ def _file_rows(
 
 
 def _tokenizer_print(tokenizer: Any) -> str:
-    """Return what changes when a tokeniser does: its words and its template."""
-    words = json.dumps(sorted(tokenizer.get_vocab().items())) + str(tokenizer.chat_template)
-    return hashlib.sha256(words.encode()).hexdigest()
+    """Return what changes when a tokeniser does: its words, its rules, its template and the tokens that it adds."""
+    rules = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())) if rules is None else rules.to_str()
+    words = [vocabulary, str(tokenizer.chat_template), str(tokenizer.special_tokens_map), str(begin(tokenizer))]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def _store(samples: Samples, place: Path) -> None:
@@ -182,9 +189,13 @@ def _store(samples: Samples, place: Path) -> None:
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in ("ids", "learned", "offsets"):
-        np.save(partial / f"{name}.npy", getattr(samples, name))
-    (partial / "report.json").write_text(json.dumps(samples.report), encoding="utf-8")
+    try:
+        for name in ("ids", "learned", "offsets"):
+            np.save(partial / f"{name}.npy", getattr(samples, name))
+        (partial / "report.json").write_text(json.dumps(samples.report), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"the tokens could not be kept in {place.parent} ({error}): make room there") from error
     shutil.rmtree(place, ignore_errors=True)
     partial.replace(place)
 

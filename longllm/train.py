@@ -7,25 +7,39 @@ machines that cannot hold the long samples.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
+import math
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import catalog
-from longllm.batches import CausalLoss, Collator, batch_loss, headless
+from longllm.batches import NATURAL, CausalLoss, Collator, batch_loss, headless
 from longllm.context import Context, context_from
 from longllm.loading import load
-from longllm.recipe import Base, Data, Extension
+from longllm.recipe import Base, Data, Extension, source
 from longllm.samples import Samples, load_samples
-from training import Keeping, LoraSettings, Optimisation, Order, Outcome, add_lora, model_card, run_record, train
+from training import (
+    Keeping,
+    LoraSettings,
+    Optimisation,
+    Order,
+    Outcome,
+    Processes,
+    add_lora,
+    checkpoint,
+    model_card,
+    run_record,
+    train,
+)
+from training.adapters import recompute
+from training.checkpoint import UNWRITTEN, reason
+from training.loop import claim
+from training.processes import whole
 from training.record import plain, write_record
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,54 +57,74 @@ class Recipe:
     optimisation: Optimisation = field(default_factory=Optimisation)
     keeping: Keeping = field(default_factory=Keeping)
 
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other, before anything is loaded."""
+        base, whole_model = self.base, not self.lora.rank
+        if whole_model and base.nf4:
+            raise ValueError("lora.rank 0 lets every weight learn, which base.nf4 cannot: choose a rank, or nf4 off")
+        if whole_model and base.dtype in ("bf16", "fp16"):
+            raise ValueError(
+                f"lora.rank 0 lets every weight learn, for which base.dtype must be fp32, got {base.dtype}: small "
+                "updates would be rounded away"
+            )
+        if base.dtype == "fp16":
+            raise ValueError("base.dtype must be bf16 or fp32 in training, got fp16: its gradients overflow")
+        if self.data.pack and self.optimisation.batch_size > 1:
+            raise ValueError(
+                f"optimisation.batch_size must be 1 with data.pack, got {self.optimisation.batch_size}: a packed row "
+                "is a batch by itself; raise optimisation.accumulation instead"
+            )
+        if self.keeping.eval_every and not self.data.evaluate:
+            raise ValueError(f"keeping.eval_every ({self.keeping.eval_every}) needs data.evaluate: name a file")
+
 
 def extend_context(recipe: Recipe, out: Path, *, progress: bool = False) -> dict[str, Any]:
     """Train as the recipe says; write the adapter to ``out/adapter``; return what was done, as JSON values.
 
     ``out`` also gets run.json (resolved settings, versions, data hashes), metrics.jsonl and checkpoints. The same call
-    goes on from the last checkpoint if it was interrupted.
+    goes on from the last checkpoint if it was interrupted. With rank 0, without an adapter, ``out/adapter`` is a whole
+    model.
 
     Raises:
         ValueError: a setting, a row or a model that does not fit, or another run's folder.
         ImportError: peft, accelerate or bitsandbytes is missing.
         OSError: something cannot be read or written.
     """
-    begun = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    if not recipe.data.train:
+        raise ValueError("data.train must name at least one file of training rows (see longscope synth --help)")
+    processes = Processes.started()
+    progress = progress and processes.leads
     context = _context(recipe)
-    accelerator = _accelerator(recipe.optimisation)
-    loaded = load(
-        recipe.base.model,
-        dtype=recipe.base.dtype,
-        attention=recipe.base.attention,
-        context=context,
-        quantised=recipe.base.nf4,
-    )
-    samples = _samples(loaded.tokenizer, recipe, recipe.data.train, out, progress)
-    # An evaluation asks for the same rows whatever is trained on, so nothing of them is packed or drawn.
-    held_out = _samples(loaded.tokenizer, recipe, recipe.data.evaluate, out, progress) if recipe.data.evaluate else None
-    model: Any = loaded.model
-    _recompute(model, recipe.base)
-    if recipe.lora.rank:
-        model = add_lora(model, recipe.lora, checkpointing=recipe.base.recompute != "off")
+    if processes.sharing > 1 and recipe.base.attention != "sdpa":
+        raise ValueError(f"context parallelism needs base.attention sdpa, got {recipe.base.attention}")
+    # In turn: the first process downloads, tokenises and writes what the others then find.
+    with processes.in_turn():
+        loaded = load(
+            recipe.base.model,
+            dtype="fp32" if recipe.base.dtype == "auto" and not recipe.lora.rank else recipe.base.dtype,
+            attention=recipe.base.attention,
+            device=processes.place,  # type: ignore[arg-type]
+            context=context,
+            quantised=recipe.base.nf4,
+        )
+        samples = _samples(loaded.tokenizer, recipe, recipe.data.train, out, progress)
+        # An evaluation asks for the same rows whatever is trained on, so nothing of them is packed or drawn.
+        held_out = _samples(loaded.tokenizer, recipe, recipe.data.evaluate, out, progress)
+    model: Any = _prepared(loaded.model, recipe)
     context.check(model)
-    room = recipe.data.max_length if recipe.data.pack else 0
-    options = {"pad_id": loaded.tokenizer.pad_token_id or 0, "device": loaded.device}
-    collator = Collator.of(samples, room=room, spread=recipe.data.spread, **options)
-    settings = recipe.optimisation
-    order = Order(
-        len(collator.lengths),
-        settings.batch_size,
-        settings.accumulation,
-        settings.seed,
-        accelerator.num_processes if accelerator else 1,
-        collator.lengths if settings.group_by_length else None,
-    )
-    files = [path for path, _ in recipe.data.sources]
-    record = run_record({**plain(recipe), "context": plain(context)}, [*files, *recipe.data.evaluate])
-    record["rows"] = samples.report
-    write_record(out / "run.json", record)
-    identity = {"recipe": _identity(recipe), "data": record["data"]}
+    options = {
+        "pad_id": loaded.tokenizer.pad_token_id or 0,
+        "device": loaded.device,
+        "spread": recipe.data.spread,
+        # torch gives each process a piece from both ends of the row.
+        "multiple": 2 * processes.sharing if processes.sharing > 1 else 1,
+    }
+    collator = Collator.of(samples, room=recipe.data.max_length if recipe.data.pack else 0, **options)
+    order = _order(recipe, collator.lengths, processes)
+    record, identity = _record(recipe, context, samples)
+    claim(out, recipe.keeping, identity, recipe.optimisation.steps(order.steps_per_epoch), processes.readers)
+    if processes.leads:
+        write_record(out / "run.json", record)
     with headless(model, recipe.base.head_chunk) as loss:
         outcome = train(
             model,
@@ -98,48 +132,105 @@ def extend_context(recipe: Recipe, out: Path, *, progress: bool = False) -> dict
             loss,
             order,
             out=out,
-            optimisation=settings,
+            optimisation=recipe.optimisation,
             keeping=recipe.keeping,
             evaluate=_evaluation(loss, held_out, recipe, options) if held_out else None,
             identity=identity,
-            accelerator=accelerator,
+            processes=processes,
             progress=progress,
         )
-    facts = _facts(recipe, context, samples, outcome, model, time.monotonic() - begun)
-    if accelerator is None or accelerator.is_main_process:
-        facts["adapter"] = str(save_adapter(model, context, out / "adapter", facts))
+    facts = _facts(recipe, context, samples, outcome, model)
+    state = _gathered(model)
+    if processes.leads:
+        facts["adapter"] = str(out / "adapter")
+        save_adapter(model, context, out / "adapter", facts, loaded.tokenizer, state)
         write_record(out / "run.json", {**record, "outcome": facts})
+    processes.wait()
     return facts
 
 
-def save_adapter(model: Any, context: Context, folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Write adapter, context and card as a whole folder or not at all; return the folder."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def save_adapter(
+    model: Any, context: Context, folder: Path, facts: Mapping[str, Any], tokenizer: Any, state: Any = None
+) -> Path:
+    """Write adapter (or whole model), context and card as a whole folder or not at all; return the folder.
+
+    Args:
+        model: wrapped by peft, or a whole model, which gets its tokeniser beside it.
+        context: what it was trained for.
+        folder: to write; what is there is replaced.
+        facts: for the card.
+        tokenizer: the model's.
+        state: the weights by name, where the model's own are sharded; None = as they are.
+
+    Raises:
+        OSError: it could not be written; what was there is as it was.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:
-        model.save_pretrained(partial, save_embedding_layers=False) if hasattr(
-            model, "peft_config"
-        ) else model.save_pretrained(partial)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(partial, save_embedding_layers=False, state_dict=state)
+        else:
+            model.save_pretrained(partial, state_dict=state)
+            tokenizer.save_pretrained(partial)
         _name_base(partial / "adapter_config.json", context.base)
         context.save(partial)
         (partial / "README.md").write_text(_card(context, facts), encoding="utf-8")
         (partial / "facts.json").write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+    except UNWRITTEN as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"the adapter could not be written to {folder} ({error}); nothing is lost: make room and run the same "
-            "command again, it goes on from the last checkpoint"
+            f"the adapter could not be written to {folder} ({reason(error)}); nothing is lost: make room and run the "
+            "same command again, it goes on from the last checkpoint"
         ) from error
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
     partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _prepared(model: Any, recipe: Recipe) -> Any:
+    """Return the model with its adapter, if it gets one, and activation checkpointing as the recipe has it."""
+    if recipe.lora.rank:
+        model = add_lora(model, recipe.lora)
+    else:
+        model.requires_grad_(True)
+    if recipe.base.recompute != "off":
+        recompute(model, offload=recipe.base.recompute == "offload", every=recipe.base.recompute_every)
+    return model
+
+
+def _order(recipe: Recipe, lengths: list[int], processes: Processes) -> Order:
+    """Return which rows make up which step."""
+    settings = recipe.optimisation
+    sizes = (settings.batch_size, settings.accumulation, settings.seed, processes.readers)
+    return Order(len(lengths), *sizes, lengths if settings.group_by_length else None)
+
+
+def _record(recipe: Recipe, context: Context, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the record of the run, and what of it must be the same when it is resumed."""
+    files = [source(words)[0] for words in (*recipe.data.train, *recipe.data.evaluate)]
+    record = run_record({**plain(recipe), "context": plain(context)}, files)
+    record["rows"] = samples.report
+    # Anything may change but how often something is logged or kept.
+    own = {name: value for name, value in plain(recipe).items() if name != "keeping"}
+    return record, {"recipe": own, "data": record["data"]}
+
+
+def _gathered(model: Any) -> dict[str, Any] | None:
+    """Return whole weights by name if FSDP shards the model's own, else None; all processes call this together."""
+    state = model.state_dict()
+    if not any(hasattr(weight, "full_tensor") for weight in state.values()):
+        return None
+    learning = checkpoint.trainable(model) if hasattr(model, "peft_config") else state
+    return {name: whole(state[name]) for name in learning}
 
 
 def _context(recipe: Recipe) -> Context:
     """Return the RoPE settings that the recipe trains under."""
-    import dataclasses
-
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(catalog.path(recipe.base.model))
@@ -157,9 +248,11 @@ def _context(recipe: Recipe) -> Context:
     return dataclasses.replace(context, trained=True)
 
 
-def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, progress: bool) -> Samples:
-    """Tokenise the rows of some files, or map what an earlier run has tokenised."""
+def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, progress: bool) -> Samples | None:
+    """Tokenise the rows of some files, or map what an earlier run has tokenised; None if there are no files."""
     data = recipe.data
+    if not files:
+        return None
     return load_samples(
         tokenizer,
         files,
@@ -171,54 +264,21 @@ def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, 
     )
 
 
-def _recompute(model: Any, base: Base) -> None:
-    """Switch activation checkpointing on, as transformers has it."""
-    if base.recompute == "off":
-        return
-    options: dict[str, Any] = {"use_reentrant": False}
-    if base.recompute == "offload":
-        options["offload"] = True
-    if base.recompute_every > 1:
-        options["every_n_layers"] = base.recompute_every
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-
-def _accelerator(settings: Optimisation) -> Any:
-    """Return accelerate's view of this process if it was started as one of several, else None."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ImportError("training in several processes needs accelerate: pip install 'longscope[train]'") from error
-    return Accelerator(gradient_accumulation_steps=1)
-
-
 def _evaluation(loss: CausalLoss, held_out: Samples, recipe: Recipe, options: Mapping[str, Any]) -> Any:
     """Return the evaluation on held-out rows: at spread positions as trained, and at their natural ones."""
-    spread = Collator(held_out, recipe.data.spread, **options)
-    natural = Collator(held_out, **options)
+    spread, natural = Collator(held_out, **options), Collator(held_out, **{**options, "spread": NATURAL})
 
     def evaluate(model: Any) -> dict[str, float]:
         rows = range(len(held_out))
-        found = {"loss": batch_loss(loss, model, [spread([row], f"evaluate/{row}") for row in rows])}
+        found = {"loss": batch_loss(loss, model, (spread([row], [f"evaluate/{row}"]) for row in rows))}
         if recipe.data.spread.length:
-            found["natural_loss"] = batch_loss(loss, model, [natural([row], "") for row in rows])
+            found["natural_loss"] = batch_loss(loss, model, (natural([row], [""]) for row in rows))
         return found
 
     return evaluate
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what must be the same when a run is resumed: all but how often something is logged or kept."""
-    return {name: value for name, value in plain(recipe).items() if name != "keeping"}
-
-
-def _facts(
-    recipe: Recipe, context: Context, samples: Samples, outcome: Outcome, model: Any, seconds: float
-) -> dict[str, Any]:
+def _facts(recipe: Recipe, context: Context, samples: Samples, outcome: Outcome, model: Any) -> dict[str, Any]:
     """Return what a run did, as JSON values."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return {
@@ -231,11 +291,11 @@ def _facts(
         "steps": outcome.steps,
         "planned": outcome.planned,
         "resumed": outcome.resumed,
-        "loss": outcome.loss,
+        "loss": outcome.loss if math.isfinite(outcome.loss) else None,
         "best": outcome.best,
         "stopped": outcome.stopped,
         "finished": outcome.finished,
-        "seconds": seconds,
+        "seconds": outcome.seconds,
     }
 
 
@@ -248,15 +308,16 @@ def _name_base(path: Path, base: str) -> None:
 
 def _card(context: Context, facts: Mapping[str, Any]) -> str:
     """Return the adapter's card."""
-    best = facts.get("best") or {}
+    best, loss = facts.get("best") or {}, facts["loss"]
     told = {
         "base model": f"`{context.base}`",
         "context": f"{context.max_position_embeddings:,} tokens; RoPE {dict(context.rope_parameters)}, restored from "
         "`context.json` when the adapter is loaded",
         "data": f"{facts['rows']:,} rows, {facts['tokens']:,} tokens",
-        "training": f"{facts['steps']:,} steps; loss {facts['loss']:.4f}"
-        + (f"; best held-out {best} " if best else ""),
+        "training": f"{facts['steps']:,} of {facts['planned']:,} steps"
+        + (f"; loss {loss:.4f}" if loss is not None else "")
+        + (f"; best held-out {best}" if best else ""),
         "use": "`longscope chat --model FOLDER`, `longllm.load(FOLDER)`",
     }
     title = f"{context.base}, extended to {context.max_position_embeddings:,} tokens"
-    return model_card(title, "A context-extension adapter, trained by `longscope train longllm`.", facts=told)
+    return model_card(title, "Its context was extended by `longscope train longllm`.", facts=told)

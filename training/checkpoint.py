@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from training.processes import shard_like, whole
 
 #: what a full disk is reported as: by the system, by torch's archive writer, by safetensors
-_UNWRITTEN = (OSError, RuntimeError, SafetensorError)
+UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 _WEIGHTS, _STATE, _OPTIMIZER = "trainable.safetensors", "state.json", "optimizer.pt"
 
 
@@ -82,7 +82,7 @@ def save(
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
         _synced(root)
-    except _UNWRITTEN as error:
+    except UNWRITTEN as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = [folder.name for folder in sorted(root.glob("step-*"))]
         raise OSError(
@@ -196,7 +196,7 @@ def keep_best(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         save_file(dict(weights), partial)
         _synced(partial)
         partial.replace(folder / _WEIGHTS)
-    except _UNWRITTEN as error:
+    except UNWRITTEN as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"the best weights could not be written to {folder} ({reason(error)})") from error
 

@@ -147,6 +147,9 @@ def _refuse(accelerator: Any, parallel: Any) -> None:
     kind = accelerator.distributed_type.name
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise ValueError(f"accelerate is configured for {kind}: choose data parallelism or FSDP (fsdp_version: 2)")
+    if kind != "FSDP" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        # It would go on with data parallelism, each process holding everything.
+        raise ValueError(f"accelerate shards (FSDP) on accelerators only, and runs as {kind} here: switch use_fsdp off")
     if kind == "FSDP" and not accelerator.is_fsdp2:
         raise ValueError("accelerate is configured for FSDP 1: set fsdp_version: 2")
     if accelerator.mixed_precision not in ("no", "bf16"):

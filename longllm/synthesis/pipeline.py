@@ -141,8 +141,8 @@ def _read(file: Path, wanted: Sequence[Context], family: Family, account: _Accou
             cut = record["response"]["choices"][0].get("finish_reason") == "length"
             parsed = parse_pairs(text, form.first, form.second, cut_off=cut)
             parts[name] = _Part(parts[name].context, parsed.pairs)
-            whole = {"empty", "no JSON"} & set(parsed.problems)
-            account.outcome[name] = "" if parsed.pairs else (whole.pop() if whole else "no usable pair")
+            whole = next((problem for problem in parsed.problems if problem in ("empty", "no JSON")), "")
+            account.outcome[name] = "" if parsed.pairs else whole or "no usable pair"
             account.answers[name] = text[:_SHOWN]
             account.problems[name] = () if whole else parsed.problems
     return parts, strangers

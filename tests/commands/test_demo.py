@@ -32,9 +32,11 @@ def test_without_gradio_it_says_what_to_install(
 
 
 @pytest.mark.real  # a program of its own, which imports torch and gradio: too slow for the unit suite
-def test_it_serves_until_ctrl_c_and_ends_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "title"), [("ask", b"Ask a long document"), ("chat", b"Chat with a long memory")])
+def test_it_serves_until_ctrl_c_and_ends_cleanly(page: str, title: bytes, tiny_folder: Path, tmp_path: Path) -> None:
     # Without npm the texts of the catalog cannot be fetched: the page is there all the same.
-    command = [sys.executable, "-m", "longscope", "demo", "--port", "0", "--model", str(tiny_folder)]
+    command = [sys.executable, "-m", "longscope", "demo", "--page", page, "--port", "0"]
+    command += ["--model", str(tiny_folder)]
     environment = {**os.environ, "PATH": str(tmp_path), "LONGSCOPE_HOME": str(tmp_path / "home")}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -43,8 +45,8 @@ def test_it_serves_until_ctrl_c_and_ends_cleanly(tiny_folder: Path, tmp_path: Pa
     said = process.stdout.readline() + process.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:\d+/", said)
     assert found, said + process.communicate(timeout=60)[1]
-    with urllib.request.urlopen(found[0]) as page:
-        assert b"Ask a long document" in page.read()
+    with urllib.request.urlopen(found[0]) as answer:
+        assert title in answer.read()
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error

@@ -154,7 +154,7 @@ def test_a_compressed_reader_answers_weighs_and_measures(method: Any, tiny_folde
 
     answerer = build(AnswererChoice(model=str(tiny_folder), dtype="fp32", method=method, ratio=4))
     plain = LocalAnswerer(answerer.loaded)
-    example = Example("0", TEXT * 10, (), 8)
+    example = Example("0", TEXT * 20, (), 8)
     assert answerer.name.endswith(f"{method}, ratio 4")
     ids, _ = answerer.prompt_ids(example)
     prefix = answerer.reader(ids[:-1], len(ids) + 8)

@@ -1,5 +1,6 @@
 """A chat on one growing cache is the chat that the template gives, read in one pass."""
 
+import copy
 import json
 import signal
 from collections.abc import Iterator
@@ -136,6 +137,11 @@ def test_a_document_is_read_once_as_the_beginning_of_the_message(
     assert answer.text == longllm.stream(tiny, prompt.ids, DECODING).result.text
     assert session.messages[0]["content"].startswith("The sea is wide.")
     assert session.messages[0]["content"].endswith("Who is the captain?")
+    # Taken back, the question leaves the document read.
+    assert session.undo().endswith("Who is the captain?")
+    counted.clear()
+    assert said(session, "Who is the captain?").text == answer.text
+    assert counted[0] < tokens
     # A document that awaits its question can be taken back.
     ids = session.ids
     session.read("The grass is green.")
@@ -143,6 +149,9 @@ def test_a_document_is_read_once_as_the_beginning_of_the_message(
         session.again()
     session.undo()
     assert session.ids == ids
+    session.undo()
+    session.undo()
+    assert (session.ids, session.turns) == ((), [])
 
 
 def test_a_stopped_answer_stays_and_the_chat_goes_on(tiny: longllm.LoadedModel, session: ChatSession) -> None:
@@ -220,6 +229,10 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tiny: longllm.Load
     with pytest.raises(ValueError, match="but the context ends at 60"):
         session.read("The sea is wide. " * 20)
     assert session.ids == ids
+    # Dynamic RoPE keeps the model's own length in the configuration and goes beyond it.
+    stretched = copy.deepcopy(tiny)
+    stretched.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+    assert (ChatSession(tiny).limit, ChatSession(stretched).limit) == (512, 1536)
     # Near the end an answer gets what room there is.
     tight = ChatSession(tiny, decoding=longllm.Decoding(max_new_tokens=500), limit=30)
     assert len(tight.ids) + tight.ask("The whale?").result.new_tokens <= 30

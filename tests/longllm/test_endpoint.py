@@ -316,11 +316,20 @@ def test_the_layout_of_batch_services_is_read_too(tmp_path: Path) -> None:
     lines = [
         {"custom_id": "a", "response": {"status_code": 200, "body": done}, "error": None},
         {"custom_id": "b", "response": {"status_code": 500, "body": "oops"}, "error": None},
+        {"custom_id": "c", "response": None, "error": {"code": "expired"}},
     ]
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = dict(batch.read_results(tmp_path / "s.jsonl"))
     assert found["a"]["response"] == done
     assert found["b"]["errors"] == ["500 oops"]
+    assert found["c"]["errors"] == ["no answer {'code': 'expired'}"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"custom_id": "a"}', '{"custom_id": "a", "response": {"choices": []}}'])
+def test_a_damaged_result_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "results.jsonl").write_text('{"custom_id": "x", "errors": []}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 2: no result"):
+        list(batch.read_results(tmp_path / "results.jsonl"))
 
 
 def test_a_finished_endpoint_can_be_used_again_and_unfinished_work_ends_with_it() -> None:

@@ -207,7 +207,7 @@ def test_recipes_without_meaning_are_refused(values: dict[str, Any], told: str) 
 def test_runs_of_chunks_are_all_chunks_in_order_and_as_long_as_fits(lengths: list[int], target: int) -> None:
     runs = list(regroup(lengths, target))
     assert [number for run in runs for number in run] == list(range(len(lengths)))
-    for run, after in zip(runs, [*runs[1:], None], strict=True):
+    for run, after in zip(runs, [*runs[1:], None], strict=False):
         total = sum(lengths[number] for number in run)
         assert total <= target or len(run) == 1
         assert after is None or total + lengths[after[0]] > target
