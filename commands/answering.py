@@ -39,7 +39,7 @@ class Run:
     """One question under way, as its worker and whoever waits for it see it."""
 
     begun: float = field(default_factory=time.perf_counter)
-    news: queue.Queue[tuple[str, dict[str, Any] | None] | None] = field(default_factory=queue.Queue)
+    news: queue.Queue[Any] = field(default_factory=queue.Queue)
     stop: threading.Event = field(default_factory=threading.Event)
     facts: dict[str, Any] = field(default_factory=dict)
     """what is known before the answer begins"""

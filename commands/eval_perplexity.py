@@ -69,41 +69,43 @@ def perplexity(
     if not window and not lengths:
         raise ValueError("nothing to measure: give a --window, or --contexts")
     texts = read_texts(text, begin, end)[: limit or None]
-    tasks: list[Task] = []
-    if window:
-        tasks.append(Perplexity(texts, window, stride, min_tokens))
-    if lengths:
-        tasks.append(LastTokens(texts, lengths, last, places))
+    tasks: list[Task] = [Perplexity(texts, window, stride, min_tokens)] if window else []
+    tasks += [LastTokens(texts, lengths, last, places)] if lengths else []
     tour_plot.require()
     answers = prepared(choice, reach=max(window, *lengths, 0), chat=False)
     settings = {**choice.settings, "text": text, "begin": begin, "end": end, "limit": limit}
     record: dict[str, Any] = {"benchmark": "perplexity", "answerer": answers.name, "out": out}
     for task in tasks:
-        own = (
-            {"stride": stride}
-            if isinstance(task, Perplexity)
-            else {"lengths": contexts, "last": last, "places": places}
-        )
+        sliding = isinstance(task, Perplexity)
+        own = {"stride": stride} if sliding else {"lengths": contexts, "last": last, "places": places}
         summary = run_task(task, answers, share, {**settings, **own})
         if summary is None:
             yield f"{task.name}: part {part} of {parts} is done, others are missing\n"
             record["missing_parts"] = True
-        elif isinstance(task, Perplexity):
-            found = f"{summary['perplexity']:.3f} on {summary['tokens']:,} tokens of {summary['n']} texts"
-            took = f"{summary['window_seconds']:.1f} s a window"
-            yield f"window {window:,}, stride {stride:,}: perplexity {found}, {took}\n"
-            record["windows"] = summary
         else:
-            yield f"the same {last:,} tokens at {places} places of each text:\n" + "".join(
-                f"  context {int(length):>9,}   perplexity {own['perplexity']:8.3f}\n"
-                for length, own in summary["lengths"].items()
-            )
-            record["contexts"] = summary
+            record["windows" if sliding else "contexts"] = summary
+            yield _windows(summary) if sliding else _contexts(summary)
     if "missing_parts" not in record:
         _draw(record, Path(out) / "perplexity.png")
         written(Path(out) / "perplexity.json", record)
         yield f"written: {Path(out) / 'perplexity'}.json, .png, .svg\n"
     yield record
+
+
+def _windows(summary: dict[str, Any]) -> str:
+    """Return the line of the sliding windows."""
+    found = f"{summary['perplexity']:.3f} on {summary['tokens']:,} tokens of {summary['n']} texts"
+    windows = f"window {summary['max_length']:,}, stride {summary['stride']:,}"
+    return f"{windows}: perplexity {found}, {summary['window_seconds']:.1f} s a window\n"
+
+
+def _contexts(summary: dict[str, Any]) -> str:
+    """Return a line for each length of the context."""
+    lines = [
+        f"  context {int(length):>9,}   perplexity {own['perplexity']:8.3f}"
+        for length, own in summary["lengths"].items()
+    ]
+    return "\n".join([f"the same {summary['last']:,} last tokens after each context:", *lines, ""])
 
 
 def _draw(record: dict[str, Any], file: Path) -> None:

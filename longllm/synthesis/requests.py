@@ -122,10 +122,12 @@ def contexts(
 def _clustered(texts: Sequence[SourceText], recipe: Recipe, tokenizer: Any, embed: Embed | None) -> Iterator[Context]:
     """Yield groups of related texts."""
     lengths = [count_tokens(tokenizer, text.text) for text in texts]
-    # On average a cluster holds two contexts, so that its texts are close and little is left over.
-    number = max(1, min(len(texts) // 4, sum(lengths) // (2 * recipe.context)))
-    labels = clusters([text.text for text in texts], number, embed, recipe.seed) if texts else []
-    groups = side_groups(labels, lengths, recipe.context, recipe.seed)
+    groups: list[list[int]] = []
+    if sum(sorted(lengths)[:2]) <= recipe.context and len(texts) > 1:
+        # On average a cluster holds two contexts, so that its texts are close and little is left over.
+        number = max(1, min(len(texts) // 4, sum(lengths) // (2 * recipe.context)))
+        labels = clusters([text.text for text in texts], number, embed, recipe.seed)
+        groups = side_groups(labels, lengths, recipe.context, recipe.seed)
     if not groups:
         raise ValueError(
             f"no two of the {len(texts)} texts fit into a context of {recipe.context:,} tokens: allow more (context), "

@@ -199,6 +199,7 @@ def test_texts_are_clustered_by_words_or_by_an_embedder() -> None:
         clusters(sea + law, 13)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), max_size=40), st.integers(1, 60), st.integers(0, 5))
 def test_groups_are_of_one_cluster_within_the_length_and_share_no_text(
     texts: list[tuple[int, int]], target: int, seed: int

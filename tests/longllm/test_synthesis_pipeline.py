@@ -92,7 +92,7 @@ def test_whatever_goes_wrong_is_reported_under_its_reason(tmp_path: Path) -> Non
     replies = [
         pairs(("Who?", "he"), ("Where?", "port")),
         "I cannot help with that.",
-        refusal(422, "refused"),
+        refusal(422, "refused", param="messages"),
         "",
         "{'items': [{'question': 'Why?', 'answer': 'because'}, {'question': 'Wh",
         pairs(("Only a question?", "")),
