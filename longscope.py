@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "commands.train_longllm:train_longllm",
         "extend a model's context by LoRA or QLoRA",
     ),
+    "plan": ("commands.plan:plan", "predict memory and time of a training run, and what makes it fit"),
     "synth requests": (
         "commands.synth:requests",
         "write requests for questions and answers about a corpus, for any OpenAI-compatible endpoint",

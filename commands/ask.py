@@ -77,7 +77,6 @@ def ask(
     from longllm.adapter import find
 
     find(model)
-
     import longllm
     from commands import ask_reading
 

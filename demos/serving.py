@@ -44,7 +44,8 @@ STYLE = """
 .heat table { border-collapse: separate; border-spacing: 3px; width: 100%; }
 .heat caption { text-align: left; padding-bottom: .4rem; color: var(--block-label-text-color); font-size: .9rem; }
 .heat th { font-weight: 400; font-size: .85rem; padding: .2rem .4rem; text-align: right; white-space: nowrap; }
-.heat thead th { text-align: center; } .heat tbody th { width: 1%; } .heat td { height: 2rem; min-width: 3rem; text-align: center; font-weight: 650;
+.heat thead th { text-align: center; } .heat tbody th { width: 1%; }
+.heat td { height: 2rem; min-width: 3rem; text-align: center; font-weight: 650;
   border-radius: .3rem; border: 1px solid var(--border-color-primary); }
 .heat td.found { background: #15803d; color: #fff; border-color: #15803d; }
 .heat td.missed { background: #b91c1c; color: #fff; border-color: #b91c1c; }

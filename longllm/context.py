@@ -67,12 +67,13 @@ class Context:
         if any(isinstance(value, Mapping) for value in own.values()):
             raise ValueError(f"a {text.model_type} model has RoPE settings per kind of layer, which is not supported")
         kept = {name: own[name] for name in ("partial_rotary_factor",) if name in own}
+        length, text.max_position_embeddings = text.max_position_embeddings, self.max_position_embeddings
         text.rope_parameters = {**kept, **self.rope_parameters}
-        text.max_position_embeddings = self.max_position_embeddings
         try:
             text.standardize_rope_params()
             text.validate_rope()
         except (KeyError, TypeError, ValueError) as error:
+            text.rope_parameters, text.max_position_embeddings = own, length
             raise ValueError(f"transformers refuses the RoPE settings {dict(self.rope_parameters)}: {error}") from error
 
     def check(self, model: Any) -> None:

@@ -19,9 +19,10 @@ IGNORED = -100
 ROLES = ("system", "user", "assistant")
 # Stand for the messages while a template is rendered; no template changes them.
 _MARK = "LONGSCOPE-{}-MESSAGE"
-# Stands around them (mirrored behind): what a template leaves of it shows what it strips off messages, as an argument
-# of str.strip. The tab is innermost because no template has one of its own.
-_PAD, _STRIPPED = "\n \t", ("", "\n", "\n ", None)
+# Stands around them (mirrored behind): what is left of it -> what a template strips off messages, as an argument of
+# str.strip. No template has a tab of its own, or as many newlines.
+_PAD = "\n\n\n\n\n \t"
+_STRIPPED: dict[str, str | None] = {_PAD: "", " \t": "\n", "\t": "\n ", "": None}
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,10 @@ def _rendered(
         head, found, rest = rest.partition(mark)
         if not found:
             raise ValueError("the chat template does not carry every message, in order and unchanged")
-        # How much of the padding is gone: none, newlines, newlines and spaces, or all white space.
-        left, right = (
-            next(gone for gone in range(len(_PAD) + 1) if side.endswith(_PAD[gone:])) for side in (head, rest[2::-1])
-        )
-        texts.append(head[: len(head) - len(_PAD[left:])])
-        rest = rest[len(_PAD[right:]) :]
+        left = next(kept for kept in _STRIPPED if head.endswith(kept))
+        right = next(kept for kept in _STRIPPED if rest.startswith(kept[::-1]))
+        texts.append(head[: len(head) - len(left)])
+        rest = rest[len(right) :]
         strips.append((_STRIPPED[left], _STRIPPED[right]))
     texts.append(rest)
     if any(mark in text for mark in marks for text in texts):

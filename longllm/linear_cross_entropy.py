@@ -122,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *above: Any) -> Any:
         """Scale the gradients by that of the loss, in place: they are there for one backward pass."""
         if ctx.gradients is None:

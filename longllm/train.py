@@ -109,7 +109,8 @@ def extend_context(recipe: Recipe, out: Path, *, progress: bool = False) -> dict
         )
         samples = _samples(loaded.tokenizer, recipe, recipe.data.train, out, progress)
         # An evaluation asks for the same rows whatever is trained on, so nothing of them is packed or drawn.
-        held_out = _samples(loaded.tokenizer, recipe, recipe.data.evaluate, out, progress)
+        judging = recipe.data.evaluate
+        held_out = _samples(loaded.tokenizer, recipe, judging, out, progress) if judging else None
     model: Any = _prepared(loaded.model, recipe)
     context.check(model)
     options = {
@@ -248,11 +249,9 @@ def _context(recipe: Recipe) -> Context:
     return dataclasses.replace(context, trained=True)
 
 
-def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, progress: bool) -> Samples | None:
-    """Tokenise the rows of some files, or map what an earlier run has tokenised; None if there are no files."""
+def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, progress: bool) -> Samples:
+    """Tokenise the rows of some files, or map what an earlier run has tokenised."""
     data = recipe.data
-    if not files:
-        return None
     return load_samples(
         tokenizer,
         files,

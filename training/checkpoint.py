@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from training.processes import shard_like, whole
@@ -24,6 +24,8 @@ from training.processes import shard_like, whole
 #: what a full disk is reported as: by the system, by torch's archive writer, by safetensors
 UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 _WEIGHTS, _STATE, _OPTIMIZER = "trainable.safetensors", "state.json", "optimizer.pt"
+#: better weights that no checkpoint knows of yet
+_NEXT = ".next.safetensors"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,11 @@ def reason(error: Exception) -> str:
     """Return why something could not be written, in one line."""
     words = " ".join(str(error).split())
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"is the disk full? {words}" if full or re.search(r"os error (27|28|122)\b|write", words.lower()) else words
+    return (
+        f"is the disk full? {words}"
+        if full or re.search(r"os error (27|28|122)\b|write|unexpected pos", words.lower())
+        else words
+    )
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:
@@ -184,8 +190,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             weight.copy_(shard_like(saved[name], weight))
 
 
-def keep_best(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write the best weights so far in place of the last ones, whole or not at all.
+def keep_best(folder: Path, weights: Mapping[str, torch.Tensor], step: int) -> None:
+    """Write the best weights so far beside those before them, to take their place as soon as a checkpoint knows.
 
     Raises:
         OSError: they could not be written; the last ones are as they were.
@@ -193,12 +199,25 @@ def keep_best(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     partial = folder / ".partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(weights), partial)
+        save_file(dict(weights), partial, {"step": str(step)})
         _synced(partial)
-        partial.replace(folder / _WEIGHTS)
+        partial.replace(folder / _NEXT)
     except UNWRITTEN as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"the best weights could not be written to {folder} ({reason(error)})") from error
+
+
+def settle_best(folder: Path, step: int | None) -> None:
+    """Let the best weights be those of ``step``, as a checkpoint has it; what was written later is dropped."""
+    waiting = folder / _NEXT
+    if not waiting.exists():
+        return
+    with safe_open(waiting, "pt") as file:
+        known = file.metadata() == {"step": str(step)}
+    if known:
+        waiting.replace(folder / _WEIGHTS)
+    else:
+        waiting.unlink()
 
 
 def load_best(folder: Path, model: torch.nn.Module) -> None:

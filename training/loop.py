@@ -163,7 +163,8 @@ class _Run:
                 self.seconds = before + time.monotonic() - begun
                 if keeping.minutes and self.processes.total(time.monotonic() - begun > 60 * keeping.minutes):
                     stopped = stopped or ("" if last else "minutes")
-                if (keeping.save_every and self.step % keeping.save_every == 0) or last or stopped:
+                every = keeping.save_every and self.step % keeping.save_every == 0
+                if every or last or stopped or self.best.get("step") == self.step:
                     self._save()
         if self.best and self.best["step"] != self.step:
             checkpoint.load_best(self.out / "best", self.plain)
@@ -234,6 +235,7 @@ class _Run:
         with torch.no_grad():
             figures = dict(self.evaluate(self.plain)) if self.evaluate else {}
         checkpoint.set_random_state(state)
+        self.processes.settle(self.plain)
         figures = self.processes.first(figures)
         if self.keeping.metric not in figures:
             raise ValueError(f"metric must be one of {', '.join(figures)}, got {self.keeping.metric!r}")
@@ -242,7 +244,7 @@ class _Run:
             self.best, self.waited = {"step": self.step, **figures}, 0
             weights = checkpoint.whole_weights(self.plain)
             if self.processes.leads:
-                checkpoint.keep_best(self.out / "best", weights)
+                checkpoint.keep_best(self.out / "best", weights, self.step)
         else:
             self.waited += 1
         return "patience" if self.keeping.patience and self.waited >= self.keeping.patience else ""
@@ -255,6 +257,7 @@ class _Run:
         weights, state = checkpoint.whole_weights(self.plain), checkpoint.whole_state(self.optimizer)
         if self.processes.leads:
             checkpoint.save(self.out / "checkpoints", self.step, weights, state, facts, self.keeping.keep)
+            checkpoint.settle_best(self.out / "best", facts["best"].get("step"))
         self.processes.wait()
 
     def _resume(self) -> int:
@@ -272,7 +275,9 @@ class _Run:
         self.pending = [(total, targets) for total, targets in facts.get("pending", [])]
         self.loss_then, self.seconds = float(facts.get("loss", math.nan)), float(facts.get("seconds", 0.0))
         if self.processes.leads:
+            checkpoint.settle_best(self.out / "best", self.best.get("step"))
             _forget_after(self.out / "metrics.jsonl", self.step)
+        self.processes.wait()
         return self.step
 
     def _write(self, line: Mapping[str, Any]) -> None:

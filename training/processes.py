@@ -113,6 +113,15 @@ class Processes:
             buffers=parts, buffer_seq_dims=[1] * len(parts), no_restore_buffers=set(parts)
         )
 
+    def settle(self, model: torch.nn.Module) -> None:
+        """Let FSDP hold nothing but its shards: a forward pass alone leaves the outermost parameters whole."""
+        if self.number > 1 and self.accelerator.is_fsdp2:
+            from torch.distributed.fsdp import FSDPModule
+
+            for part in model.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+
     def wait(self) -> None:
         """Wait for the others."""
         if self.number > 1:

@@ -61,20 +61,15 @@ def read_rows(
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    with file.open(encoding="utf-8") as lines:
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = lines.readline()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not UTF-8 text ({error.reason})") from error
-            if not line:
-                return
+    with file.open("rb") as lines:
+        # As bytes: a text file decodes far ahead, and would blame the wrong line.
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file}, line {number}: not UTF-8 text ({error.reason})") from error
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):

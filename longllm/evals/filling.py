@@ -33,7 +33,7 @@ def planted(filled: Sequence[Ids], units: Sequence[Ids], draws: random.Random) -
     """Return running text with ``units`` between its sentences, at drawn places but in their order.
 
     >>> planted([[1, 2], [3]], [[7], [8]], random.Random(1))
-    [7, 1, 2, 8, 3]
+    [7, 1, 2, 3, 8]
     """
     gaps = range(len(filled) + 1)
     places = draws.sample(gaps, len(units)) if len(units) <= len(gaps) else draws.choices(gaps, k=len(units))

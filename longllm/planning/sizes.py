@@ -75,7 +75,9 @@ class Sizes:
             raise ValueError(f"model_type must be one of {', '.join(KINDS)} to be planned for, got {kind!r}")
         needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         if missing := [name for name in needed if not isinstance(config.get(name), int)]:
-            raise ValueError(f"the configuration must give {missing[0]} as a whole number, got {config.get(missing[0])}")
+            raise ValueError(
+                f"the configuration must give {missing[0]} as a whole number, got {config.get(missing[0])}"
+            )
         hidden, heads, layers = (config[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
         biased = (ATTENTION[:3] if kind == "qwen2" else ATTENTION) if _attention_bias(kind, config) else ()
         return cls(
@@ -124,7 +126,7 @@ class Sizes:
         return self.matrices + self.vectors + self.embedding * (1 if self.tied else 2)
 
     def module(self, name: str) -> int:
-        """Return the weights of all modules that end with ``name``.
+        """Return the weights of all modules whose names end with ``name``, as peft finds them.
 
         Raises:
             ValueError: there is none.
@@ -132,15 +134,22 @@ class Sizes:
         >>> Sizes("llama", 8, 16, 2, 2, 1, 4, 10).module("embed_tokens")
         80
         """
-        if name in self.linear:
-            inputs, outputs = self.linear[name]
-            return self.layers * (inputs * outputs + (outputs if name in self.biased else 0))
-        single = {"embed_tokens": self.embedding, "lm_head": self.embedding, "norm": self.hidden}
-        repeated = dict.fromkeys(("input_layernorm", "post_attention_layernorm"), self.hidden * self.layers)
-        known = {**single, **repeated}
-        if name not in known:
-            raise ValueError(f"no layer is called {name!r}: there are {', '.join((*self.linear, *known))}")
-        return known[name]
+        found = [size for own, size in self._modules().items() if own.endswith(name)]
+        if not name or not found:
+            raise ValueError(f"no layer is called {name!r}: there are {', '.join(self._modules())}")
+        return sum(found)
+
+    def _modules(self) -> dict[str, int]:
+        """Return the weights of each kind of module."""
+        found = {
+            name: self.layers * (inputs * outputs + (outputs if name in self.biased else 0))
+            for name, (inputs, outputs) in self.linear.items()
+        }
+        found |= {"embed_tokens": self.embedding, "lm_head": self.embedding, "norm": self.hidden}
+        found |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), self.hidden * self.layers)
+        return found | (
+            dict.fromkeys(("q_norm", "k_norm"), self.head_dim * self.layers) if self.kind == "qwen3" else {}
+        )
 
     def trainable(self, lora: LoraSettings) -> int:
         """Return how many weights learn.
@@ -176,7 +185,7 @@ def read_sizes(model: str | os.PathLike[str]) -> Sizes:
 
     >>> read_sizes('{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,'
     ...            '"num_attention_heads": 2, "vocab_size": 10}').parameters
-    1496
+    1480
     """
     words = os.fspath(model).strip()
     if words.startswith("{"):

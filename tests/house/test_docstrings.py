@@ -17,6 +17,7 @@ NEEDS_MODEL: set[str] = {
     *("longllm.LoadedModel", "longllm.Prefix", "longllm.Result", "longllm.Stream", "longllm.chat_prompt"),
     *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.question_ids"),
     *("longllm.stop_ids", "longllm.stream", "longllm.extend_context"),
+    *("longllm.planning.calibrated", "longllm.planning.probe"),
     "longllm.synthesis.synthesise",
     "longllm.synthesis.token_counter",
     *("beacon.CompressedCache", "beacon.SavedCache", "beacon.compressing", "beacon.load_cache", "beacon.read"),

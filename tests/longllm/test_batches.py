@@ -54,6 +54,11 @@ def slope(model: Any, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, wanted)])
 
 
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return how far a vector is from another, as a share of its length."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
 @pytest.mark.parametrize("model", ATTENTIONS, indirect=True)
 def test_a_padded_batch_is_the_sum_of_its_rows(model: LlamaForCausalLM, rows: Samples) -> None:
     wanted = sum(alone(model, rows, row) for row in range(4))
@@ -63,7 +68,7 @@ def test_a_padded_batch_is_the_sum_of_its_rows(model: LlamaForCausalLM, rows: Sa
     assert batch["input_ids"].shape == (4, 23)
     assert batch["weight"] == sum(sum(label != -100 for label in rows[row][1][1:]) for row in range(4))
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-    assert torch.allclose(slope(model, found), slope(model, wanted), atol=1e-4)
+    assert off(slope(model, found), slope(model, wanted)) < 1e-5
 
 
 @pytest.mark.parametrize("model", ATTENTIONS, indirect=True)
@@ -78,7 +83,7 @@ def test_packed_rows_do_not_see_each_other(model: LlamaForCausalLM, rows: Sample
         found = loss(model, batch)
         crossing = loss(model, {**batch, "attention_mask": torch.ones_like(batch["input_ids"])})
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-    assert torch.allclose(slope(model, found), slope(model, wanted), atol=1e-4)
+    assert off(slope(model, found), slope(model, wanted)) < 1e-5
     assert abs(float(crossing) - float(wanted)) > 0.1, "with a mask of ones the rows would see each other"
 
 
@@ -89,12 +94,13 @@ def test_spread_positions_are_not_taken_for_packed_rows(model: LlamaForCausalLM,
     places = batch["position_ids"].tolist()
     assert any(after - before > 1 for before, after in zip(places[0], places[0][1:], strict=False))
     wanted = alone(model, rows, 1, places[0]) + alone(model, rows, 2, places[1][:14])
+    first = alone(model, rows, 1, places[0])
+    single = collator([1], ["x"])
+    assert single["position_ids"].tolist()[0] == places[0], "a row draws from its own seed alone"
     with headless(model) as loss:
         assert float(loss(model, batch)) == pytest.approx(float(wanted), rel=1e-5)
-        single = collator([1], ["x"])
-        assert single["position_ids"].tolist()[0] == places[0], "a row draws from its own seed alone"
-        assert float(loss(model, single)) == pytest.approx(float(alone(model, rows, 1, places[0])), rel=1e-5)
-    assert abs(float(alone(model, rows, 1)) - float(alone(model, rows, 1, places[0]))) > 1e-2
+        assert float(loss(model, single)) == pytest.approx(float(first), rel=1e-5)
+    assert abs(float(alone(model, rows, 1)) - float(first)) > 1e-2
 
 
 def test_a_batch_for_context_parallelism_has_no_mask_and_a_length_that_divides(
@@ -126,14 +132,7 @@ def test_the_model_is_as_before_afterwards(model: LlamaForCausalLM, rows: Sample
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"whole": ("embed_tokens",)},
-        {"whole": ("lm_head",)},
-        {"whole": ("embed_tokens", "lm_head")},
-        {"tokens": (3, 9)},
-    ],
+    "settings", [{}, {"whole": ("embed_tokens",)}, {"whole": ("lm_head",)}, {"tokens": (3, 9)}], ids=str
 )
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_loss_follows_whatever_learns(
@@ -143,12 +142,12 @@ def test_the_loss_follows_whatever_learns(
     model = add_lora(base, LoraSettings(rank=4, **settings)).eval()
     for weight in model.parameters():
         if weight.requires_grad:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.1)
     wanted = alone(model.get_base_model(), rows, 1)
     with headless(model, 5) as loss:
         found = loss(model, Collator(rows)([1], ["a"]))
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-    assert torch.allclose(slope(model, found), slope(model, wanted), atol=1e-3)
+    assert off(slope(model, found), slope(model, wanted)) < 3e-5
 
 
 def test_a_head_with_an_adapter_of_its_own_is_refused(model: LlamaForCausalLM) -> None:
@@ -157,6 +156,7 @@ def test_a_head_with_an_adapter_of_its_own_is_refused(model: LlamaForCausalLM) -
         pass
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # of transformers, to itself
 def test_a_model_that_caps_its_logits_is_matched(rows: Samples) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longllm import linear_cross_entropy
+from longllm.linear_cross_entropy import linear_cross_entropy
 
 N, WIDTH, WORDS = 37, 12, 50
 

@@ -35,7 +35,7 @@ def decoded(words: Any, found: samples.Samples) -> list[str]:
 
 
 def test_rows_of_a_mixture_come_in_order_and_are_counted(words: Any, tmp_path: Path) -> None:
-    first = written(tmp_path, "a.jsonl", "The whale is white.", "Yes.", "The sea is wide. " * 30)
+    first = written(tmp_path, "a.jsonl", "The whale is white.", "a", "The sea is wide. " * 30)
     (tmp_path / "b.jsonl").write_text(talk("Who is it?", "The captain.") + talk("Who? " * 60, "Ahab."))
     found = load_samples(words, [first, str(tmp_path / "b.jsonl")], max_length=60, min_length=4)
     texts = decoded(words, found)
@@ -67,7 +67,7 @@ def test_rows_are_drawn_after_the_filter_in_file_order_and_with_a_seed(words: An
 
 
 def test_more_rows_than_pass_and_none_at_all_are_refused(words: Any, tmp_path: Path) -> None:
-    file = written(tmp_path, "a.jsonl", "The whale is white.", "Yes.")
+    file = written(tmp_path, "a.jsonl", "The whale is white.", "a")
     with pytest.raises(ValueError, match=r"a.jsonl\[2\] asks for 2 rows, but only 1 pass.*'too short': 1"):
         load_samples(words, [f"{file}[2]"], max_length=60, min_length=4)
     (tmp_path / "b.jsonl").write_text(talk("Who? " * 60, "Ahab."))

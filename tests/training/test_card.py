@@ -16,7 +16,7 @@ def test_a_card_has_what_hubs_read_and_what_people_do() -> None:
     )
     _, head, body = card.split("---\n", 2)
     assert yaml.safe_load(head) == {"license": "apache-2.0", "base_model": "tiny"}
-    assert body.split("\n\n")[1:] == [
+    assert body.removeprefix("\n").split("\n\n") == [
         "# tiny-32k",
         "Reaches 32K.",
         "- **base**: tiny\n- **command**: `longscope train`",

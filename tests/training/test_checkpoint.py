@@ -66,13 +66,26 @@ def test_a_first_checkpoint_on_a_full_disk_says_that_none_is_there(toy: SimpleNa
 
 def test_the_best_weights_stay_if_better_ones_cannot_be_written(toy: SimpleNamespace, tmp_path: Path) -> None:
     model = toy.Toy()
-    checkpoint.keep_best(tmp_path, checkpoint.whole_weights(model))
+    checkpoint.keep_best(tmp_path, checkpoint.whole_weights(model), 1)
+    checkpoint.settle_best(tmp_path, 1)
     with torch.no_grad():
         model.head.bias.fill_(7)
     with toy.full_disk(50), pytest.raises(OSError, match="the best weights could not be written"):
-        checkpoint.keep_best(tmp_path, checkpoint.whole_weights(model))
+        checkpoint.keep_best(tmp_path, checkpoint.whole_weights(model), 2)
     checkpoint.load_best(tmp_path, model)
-    assert float(model.head.bias) != 7
+    assert model.head.bias.item() != 7
+
+
+def test_better_weights_count_from_the_checkpoint_that_knows_of_them(toy: SimpleNamespace, tmp_path: Path) -> None:
+    model = toy.Toy()
+    for step in (1, 2):
+        with torch.no_grad():
+            model.head.bias.fill_(step)
+        checkpoint.keep_best(tmp_path, checkpoint.whole_weights(model), step)
+        checkpoint.settle_best(tmp_path, 1)  # the second was written by a run that was killed before its checkpoint
+    checkpoint.load_best(tmp_path, model)
+    assert model.head.bias.item() == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["trainable.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "trainable.safetensors", "optimizer.pt"])
@@ -80,7 +93,7 @@ def test_a_damaged_checkpoint_is_named(toy: SimpleNamespace, tmp_path: Path, nam
     model = toy.Toy()
     optimizer = optimizer_of(model, 1)
     folder = save(tmp_path, 5, model, optimizer)
-    (folder / name).write_bytes((folder / name).read_bytes()[:30])
+    (folder / name).write_bytes((folder / name).read_bytes()[:9])
     with pytest.raises(ValueError, match=r"step-0000005.*(damaged|does not hold).*delete"):
         checkpoint.restore(checkpoint.checkpoints(tmp_path)[0], model, optimizer)
 

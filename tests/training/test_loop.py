@@ -44,7 +44,7 @@ def test_a_step_is_adamw_on_the_mean_loss_of_its_rows(toy: SimpleNamespace, tmp_
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        wanted = {"step": step + 1, "loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}
+        wanted = {"step": step + 1, "loss": loss.item(), "learning_rate": rate, "gradient_norm": float(norm)}
         assert told[step] == pytest.approx({**wanted, "targets": len(rows)}, abs=1e-6)
     assert torch.allclose(weights(model), weights(plain), atol=1e-6)
     assert (outcome.steps, outcome.finished, outcome.stopped) == (7, True, "")
@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(toy: SimpleNamesp
     settings = {"batch_size": 2, "max_steps": 20, "save_every": 6, "log_every": 5, "eval_every": 4}
     whole, size = tmp_path / "whole", lambda model: {"loss": float(weights(model).norm())}
     straight, _ = toy.run(whole, toy.Toy(0.4), evaluate=size, **settings)
-    calls = iter([5, 8, 13, 10**6])
+    calls = iter([5, 8, 7, 10**6])
     for _ in range(4):
         left = [next(calls)]
 
