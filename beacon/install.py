@@ -17,7 +17,7 @@ from beacon.config import BeaconConfig, MemoryOptions
 from beacon.layers import CompressedLayer
 from beacon.weights import BeaconWeights
 from beacon.windows import NEEDED, WindowReader
-from flashcore.hf.attention import REGISTERED, attention_layer, skip_kernel_lookup
+from flashcore.hf.attention import LOG_ORIGIN, REGISTERED, attention_layer, skip_kernel_lookup
 from flashcore.hf.masks import CallMask, call_mask
 
 NAME = "longscope_compressed"
@@ -99,6 +99,11 @@ def installed(
         raise ValueError(
             f"the model attends through a sliding window of {window:,} tokens, beacons attend everything: set its "
             "config's sliding_window to None if it can do without"
+        )
+    if getattr(model.config, LOG_ORIGIN, 0):
+        raise ValueError(
+            f"the model sharpens attention by the number of keys ({LOG_ORIGIN} of its config), which beacons do not: "
+            "set it to 0 if it can do without"
         )
     if has_beacons(model):
         raise ValueError("beacons are installed on this model already: leave the other block first")

@@ -62,9 +62,7 @@ def prepared(choice: AnswererChoice, *, reach: int = 0, chat: bool = True) -> An
     answerer = build(choice, reach)
     if isinstance(answerer, LocalAnswerer):
         longest = reach or choice.max_length
-        for warning in check_model(
-            answerer.loaded, max_length=longest, chat=chat, compressed=choice.method != "full"
-        ):
+        for warning in check_model(answerer.loaded, max_length=longest, chat=chat, compressed=choice.method != "full"):
             log.warning("longscope: %s", warning)
     return answerer
 

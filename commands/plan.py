@@ -134,13 +134,13 @@ def _inference(sizes: Sizes, setting: Setting, ratio: float, chunk: int, limit: 
     """Tell the plan of reading and answering."""
     from longllm.planning import advise_inference, inference_memory, longest
 
-    options = {"number": setting.number, "nf4": setting.base.nf4, "batch": setting.batch, "chunk": chunk}
-    options |= {"ratio": ratio, "device": setting.device}
+    options: dict[str, Any] = {"number": setting.number, "nf4": setting.base.nf4, "batch": setting.batch}
+    options |= {"chunk": chunk, "ratio": ratio, "device": setting.device}
 
     def peak(tokens: int, **changes: Any) -> int:
         return inference_memory(sizes, tokens, **{**options, **changes}).peak
 
-    memory = inference_memory(sizes, setting.length, **options)  # type: ignore[arg-type]
+    memory = inference_memory(sizes, setting.length, **options)
     yield _table(memory)
     record: dict[str, Any] = {**_figures(sizes, setting, memory), "ratio": ratio, "chunk": chunk}
     if limit:

@@ -6,6 +6,7 @@ written as ``context.json``, put on the configuration before the model is built,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 FILE = "context.json"
+#: entry of a configuration that ``flashcore.hf`` looks at, and other programs do not
+LOG_ORIGIN = "attention_log_origin"
 #: kinds of RoPE that transformers computes; ``default`` is unscaled, with the base (theta) as its only setting
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 
@@ -37,6 +40,9 @@ class Context:
     """the model that the settings are for; empty = any"""
     trained: bool = False
     """whether weights were trained under these settings; YaRN put on afterwards claims a length without that"""
+    log_origin: int = 0
+    """keys beyond which attention is sharpened by the logarithm of their number (``flashcore.hf``), for weights that
+    were trained on shorter texts than they are to read; 0 = never"""
 
     def __post_init__(self) -> None:
         """Refuse what transformers would take silently or fail on later."""
@@ -47,6 +53,8 @@ class Context:
             raise ValueError(f"rope_theta must be a number above 1, got {theta!r}")
         if self.max_position_embeddings < 1:
             raise ValueError(f"max_position_embeddings must be at least 1, got {self.max_position_embeddings}")
+        if self.log_origin and self.log_origin < 2:
+            raise ValueError(f"log_origin must be 0 (off) or at least 2 keys, got {self.log_origin}")
 
     @property
     def theta(self) -> float:
@@ -75,6 +83,8 @@ class Context:
         except (KeyError, TypeError, ValueError) as error:
             text.rope_parameters, text.max_position_embeddings = own, length
             raise ValueError(f"transformers refuses the RoPE settings {dict(self.rope_parameters)}: {error}") from error
+        if self.log_origin or hasattr(text, LOG_ORIGIN):
+            setattr(text, LOG_ORIGIN, self.log_origin)
 
     def check(self, model: Any) -> None:
         """Compare the speeds that a model really rotates with to those the settings mean.
@@ -92,6 +102,9 @@ class Context:
         wrong = [name for name, value in self.rope_parameters.items() if settings.get(name) != value]
         if wrong:
             raise ValueError(f"{wrong[0]} should be {self.rope_parameters[wrong[0]]!r}, got {settings.get(wrong[0])!r}")
+        text = model.config.get_text_config(decoder=True)
+        if getattr(text, LOG_ORIGIN, 0) != self.log_origin:
+            raise ValueError(f"log_origin should be {self.log_origin}, got {getattr(text, LOG_ORIGIN, 0)}")
         for name, buffer, factor in found:
             if abs(factor - scaling) > 1e-6:
                 raise ValueError(f"{name} scales attention by {factor:g}, {dict(self.rope_parameters)} by {scaling:g}")
@@ -106,12 +119,7 @@ class Context:
         """Write ``context.json`` into a folder, whole or not at all; return its path."""
         path = Path(folder) / FILE
         partial = path.with_name(f".{FILE}.partial")
-        record = {
-            "rope_parameters": dict(self.rope_parameters),
-            "max_position_embeddings": self.max_position_embeddings,
-            "base": self.base,
-            "trained": self.trained,
-        }
+        record = {**dataclasses.asdict(self), "rope_parameters": dict(self.rope_parameters)}
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
         return path
@@ -128,7 +136,7 @@ class Context:
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            unknown = sorted(record.keys() - {"rope_parameters", "max_position_embeddings", "base", "trained"})
+            unknown = sorted(record.keys() - {item.name for item in dataclasses.fields(cls)})
             if unknown:
                 raise ValueError(f"unknown key {unknown[0]!r}")
             return cls(**record)

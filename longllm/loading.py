@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from longllm.adapter import Adapter, attach, find, is_adapter, no_context, other_base, read_adapter
 from longllm.config import Attention, Device, DType
-from longllm.context import Context, parse_rope
+from longllm.context import LOG_ORIGIN, Context, parse_rope
 from longllm.prompts import chat_frame
 from training.adapters import nf4
 
@@ -180,6 +180,11 @@ def assemble(
         setattr(config.get_text_config(decoder=True), NOTED, trained)
     elif adapter is not None:
         log.warning("longscope: %s", no_context(adapter, config))
+    if getattr(config.get_text_config(decoder=True), LOG_ORIGIN, 0) and attention != "flashcore":
+        raise ValueError(
+            f"{name!r} sharpens attention by the number of keys (log_origin of its context), which only flashcore "
+            f"does: load it with attention flashcore, got {attention}"
+        )
     # Any: the types that transformers declares for these methods do not describe them.
     network: Any = _network(name, folder, config, dtype, place, attention, quantised)
     if not quantised:

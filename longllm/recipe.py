@@ -68,6 +68,9 @@ class Extension:
     """the base (theta); 0 = the model's own"""
     factor: float = 0.0
     """how far the scaling kinds stretch; 0 = length / the model's own length"""
+    log_origin: int = 0
+    """keys beyond which attention is sharpened by the logarithm of their number, for samples shorter than the texts
+    that are to be read; 0 = never. It needs flashcore's attention, in training and afterwards"""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -77,6 +80,8 @@ class Extension:
             raise ValueError(f"theta must be above 1 (or 0 for the model's own), got {self.theta}")
         if self.factor and not self.factor >= 1:
             raise ValueError(f"factor must be at least 1 (or 0), got {self.factor}")
+        if self.log_origin and self.log_origin < 2:
+            raise ValueError(f"log_origin must be 0 (off) or at least 2 keys, got {self.log_origin}")
         if self.factor and self.rope == "default":
             raise ValueError(f"factor ({self.factor}) is for the kinds that scale: rope default changes theta alone")
 

@@ -246,7 +246,7 @@ def _context(recipe: Recipe) -> Context:
             f"the data reaches position {reach:,}, but extension.length is {length:,}: raise it, or lower "
             "data.max_length or data.spread.length"
         )
-    return dataclasses.replace(context, trained=True)
+    return dataclasses.replace(context, trained=True, log_origin=wanted.log_origin)
 
 
 def _samples(tokenizer: Any, recipe: Recipe, files: tuple[str, ...], out: Path, progress: bool) -> Samples:

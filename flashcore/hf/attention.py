@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ REGISTERED: set[str] = set()
 
 #: arguments some models pass whose effect flashcore does not have: refused, never ignored
 UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "cache")
+
+#: entry of a model's configuration: keys beyond which attention is sharpened (see ``log_scaled``); absent or 0 = never
+LOG_ORIGIN = "attention_log_origin"
 
 
 def register(name: str = "flashcore", backend: str = "auto") -> None:
@@ -113,9 +117,40 @@ def attention_layer(
     if torch.is_autocast_enabled(query.device.type):
         # Under autocast RoPE leaves queries and keys in fp32 beside half-precision values.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    if origin := getattr(getattr(module, "config", None), LOG_ORIGIN, 0):
+        query = log_scaled(query, key.shape[2], origin, spec)
     spec = dataclasses.replace(spec, scale=scaling, softcap=softcap)
     out = attention(query, key, value, spec, backend)
     return out.transpose(1, 2).contiguous(), None
+
+
+def log_scaled(query: torch.Tensor, keys: int, origin: int, spec: AttentionSpec | None = None) -> torch.Tensor:
+    """Scale each query by ``max(1, ln(keys it sees) / ln(origin))``.
+
+    The softmax over more keys than a model was trained on is flatter than what it learned, and what should stand out
+    drowns. Logits that grow with the logarithm of their number keep its entropy (Chiang and Cholak, arXiv 2202.12172,
+    section 5; YaRN, arXiv 2309.00071, takes one factor for a whole text).
+
+    Args:
+        query: [batch, heads, n, d]; the last one stands at the last of the keys.
+        keys: how many there are.
+        origin: keys that the model was trained on, above 1.
+        spec: of the call: padding before a row is not seen.
+
+    >>> queries = torch.ones(1, 1, 2, 1)
+    >>> [round(value, 3) for value in log_scaled(queries, 16, 4).flatten().tolist()]
+    [1.953, 2.0]
+    """
+    n = query.shape[2]
+    if keys <= origin:
+        return query
+    if n == 1 and (spec is None or not spec.left_padded):
+        return query * (math.log(keys) / math.log(origin))
+    seen = torch.arange(keys - n + 1, keys + 1, device=query.device, dtype=torch.float32)[None]
+    if spec is not None and spec.left_padded and spec.lengths is not None:
+        seen = seen - (keys - spec.lengths.to(seen))[:, None]
+    factor = (seen.clamp(min=1).log() / math.log(origin)).clamp(min=1)
+    return query * factor[:, None, :, None].to(query.dtype)
 
 
 def allowed_pairs(mask: torch.Tensor, keys: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from training.adapters import LoraSettings
 
 #: bytes of a number that learns, and of its gradient; of AdamW's two moments
 LEARNING, MOMENTS = 4, 8
-#: copies of a chunk of logits in fp32 that are alive at once: the logits, and their exponentials
+#: bytes of a logit: in fp32, its exponential beside it
 LOGITS = 2 * 4
 #: bytes of a token in a batch: id, position, target, mask
 BATCH = 4 * 8
@@ -127,6 +127,19 @@ def nf4_bytes(matrices: int) -> int:
     return matrices // 2 + constants + 4 * -(-constants // BLOCKS)
 
 
+def logits_bytes(vocabulary: int, tokens: int, chunk: int) -> int:
+    """Return the bytes of logits that are alive at once in ``linear_cross_entropy``.
+
+    From the second chunk on, the gradient of the one before is still there while the next is computed.
+
+    >>> logits_bytes(10, 64, 64), logits_bytes(10, 128, 64), logits_bytes(10, 4096, 64)
+    (5120, 7680, 7680)
+    """
+    first = LOGITS * min(chunk, tokens)
+    later = LOGITS * min(chunk, tokens - chunk) + LOGITS // 2 * chunk if tokens > chunk else 0
+    return vocabulary * max(first, later)
+
+
 def held_weights(sizes: Sizes, number: int, nf4: bool, device: Place) -> tuple[dict[str, int], int]:
     """Return the bytes of a loaded model by part, and the bytes of its files that are mapped only while it loads.
 
@@ -171,13 +184,12 @@ def training_memory(sizes: Sizes, setting: Setting) -> Memory:
     before = gradients if setting.accumulation > 1 else 0
     kept = [kept_bytes(sizes, setting, layer) for layer in range(sizes.layers)]
     shared = tokens * (BATCH + position_bytes(sizes, number))
-    rows = min(setting.base.head_chunk, tokens)
     loss = {
         **held,
         "gradients": before + head,
         "activations": saved_bytes(sizes, setting) + tokens * BATCH,
         "hidden states at the head": tokens * (3 * number * sizes.hidden + 8),
-        "logits": rows * sizes.vocabulary * LOGITS + head,
+        "logits": logits_bytes(sizes.vocabulary, tokens, setting.base.head_chunk) + head,
     }
     largest = max(_largest(sizes, setting.lora), sizes.embedding if sizes.tied and not setting.lora.rank else 0)
     step = {**held, "gradients": gradients, "optimizer's own work": 2 * LEARNING * largest}
