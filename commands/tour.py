@@ -11,7 +11,7 @@ from typing import Any
 import catalog
 from commands.doctor import machine
 from commands.tour_beacons import beacons
-from commands.tour_extended import extended
+from commands.tour_extended import LENGTH, extended
 from commands.tour_long_document import SPEECH, long_document
 from commands.tour_novel import novel
 from commands.tour_page import render
@@ -33,20 +33,21 @@ def tour(
     model: str = "smollm2-135m-instruct",
     dtype: DType = "auto",
     novel_tokens: int = 0,
+    needle_tokens: int = LENGTH,
 ) -> Iterator[str | dict[str, Any]]:
     """Run every system's main job once on real input and write a page about it.
 
     Fetches the default models and data, asks three questions about a State of the Union address, looks for a passkey at
     three depths, reads the speech in beacons, looks for three facts in 16,384 tokens with the extended model, reads a
-    whole novel into a compressed cache and asks about it, shows
-    everything as it happens and writes index.html, the plots and tour.json. About a quarter of an hour on two cores;
-    the novel's cache is kept, so the next time takes two minutes.
+    whole novel into a compressed cache and asks about it, shows everything as it happens and writes index.html, the
+    plots and tour.json. About twenty minutes on two cores; the novel's cache is kept, so the next time takes five.
 
     Args:
         out: folder for the page, the plot and the numbers
         model: a name from ``longscope models``, or a folder in Hugging Face layout
         dtype: what to compute in; auto is bf16 where the hardware is fast at it, else fp32
         novel_tokens: read only so many tokens of the novel; 0 reads all of it
+        needle_tokens: length of the text that the extended model looks for facts in
     """
     if novel_tokens < 0:
         raise ValueError(f"novel_tokens must be 0 (all) or a number of tokens, got {novel_tokens}")
@@ -68,7 +69,7 @@ def tour(
     facts = _facts(loaded, here)
     yield "\nSet-up\n" + "".join(f"  {name:<12} {fact}\n" for name, fact in facts.items())
     chapters, runs = yield from long_document(loaded, folder)
-    for chapter in (beacons(loaded), extended(folder, dtype), novel(loaded, folder, novel_tokens)):
+    for chapter in (beacons(loaded), extended(folder, dtype, needle_tokens), novel(loaded, folder, novel_tokens)):
         more_chapters, more_runs = yield from chapter
         chapters, runs = chapters + more_chapters, runs + more_runs
     seconds = time.perf_counter() - fetched

@@ -74,6 +74,10 @@ class Recipe:
                 f"optimisation.batch_size must be 1 with data.pack, got {self.optimisation.batch_size}: a packed row "
                 "is a batch by itself; raise optimisation.accumulation instead"
             )
+        if self.data.pack and self.extension.log_origin:
+            raise ValueError(
+                "data.pack and extension.log_origin exclude each other: the keys of all packed rows would be counted"
+            )
         if self.keeping.eval_every and not self.data.evaluate:
             raise ValueError(f"keeping.eval_every ({self.keeping.eval_every}) needs data.evaluate: name a file")
 

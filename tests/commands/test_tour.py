@@ -133,6 +133,7 @@ def test_the_novel_says_what_the_tour_claims_and_nothing_of_what_is_planted() ->
 def test_the_whole_tour_on_real_data_and_a_tiny_model(tiny_folder: Path, tmp_path: Path, door: Any) -> None:
     out = tmp_path / "tour"
     given = ("--out", out, "--model", tiny_folder, "--dtype", "fp32", "--novel_tokens", "3000")
+    given += ("--needle_tokens", "1500")
     done = door("tour", *given, "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
@@ -140,9 +141,12 @@ def test_the_whole_tour_on_real_data_and_a_tiny_model(tiny_folder: Path, tmp_pat
     kept = json.loads((out / "tour.json").read_text())
     assert kept.items() <= record.items()
     plots = {f"{name}.{ending}" for name in ("runs", "novel") for ending in ("png", "svg")}
-    assert {file.name for file in out.iterdir()} == {"index.html", "tour.json", "novel.kv", *plots}
+    assert {file.name for file in out.iterdir()} == {"index.html", "tour.json", "novel.kv", "extended", *plots}
     short = 1 + len(QUESTIONS) + 6
-    runs, memories, (reading, *asked) = kept["runs"][:short], kept["runs"][short : short + 5], kept["runs"][short + 5 :]
+    runs, memories = kept["runs"][:short], kept["runs"][short : short + 5]
+    needles, reading, *asked = kept["runs"][short + 5 :]
+    assert (needles["run"], needles["n"]) == ("extended context", 4)
+    assert needles["lengths"]["1500"]["passkey"]["right"] == 1
     shape = 2 * 2 * 2 * 8 * 4
     assert all(run["kv_bytes"] == run["tokens_seen"] * shape for run in runs)
     assert [run["slots"] for run in memories] == [0, 3072, 3072 // 2, 3072 // 4, 3072 // 8]

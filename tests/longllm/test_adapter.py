@@ -1,5 +1,6 @@
 """Adapters: loaded in the layouts that exist, with their context in force, or refused with the reason."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -118,6 +119,21 @@ def test_an_adapter_brings_its_context(trained: Path, tiny_folder: Path) -> None
     assert (model.config.max_position_embeddings, loaded.trained_length) == (4096, 4096)
     assert (tiny_folder / "config.json").read_bytes() == before
     torch.testing.assert_close(logits(loaded), by_hand(tiny_folder, trained, THETA), rtol=1e-4, atol=1e-3)
+
+
+def test_sharpened_attention_is_restored_merged_and_flashcores_alone(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "sharpened"))
+    context = Context.read(folder)
+    assert context is not None
+    dataclasses.replace(context, log_origin=8).save(folder)
+    assert "only flashcore does" in refusal(folder)
+    sharpened, plain = load(folder, attention="flashcore"), load(trained, attention="flashcore")
+    assert (logits(sharpened) - logits(plain))[9:].abs().max() > 1e-3
+    torch.testing.assert_close(logits(sharpened)[:8], logits(plain)[:8])
+    sharpened.model.save_pretrained(tmp_path / "merged")
+    sharpened.tokenizer.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(load(tmp_path / "merged", attention="flashcore")), logits(sharpened))
+    assert "only flashcore does" in refusal(tmp_path / "merged")
 
 
 def test_an_adapter_without_a_context_says_that_the_base_keeps_its_own(
