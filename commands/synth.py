@@ -20,7 +20,7 @@ def requests(
     recipe: Recipe = Recipe(),  # noqa: B008
     fitness: Fitness = Fitness(),  # noqa: B008
     tokenizer: str = "smollm2-135m-instruct",
-    exclude: list[str] | None = None,
+    exclude: str = "",
 ) -> Iterator[str | dict[str, Any]]:
     """Cut a corpus into what a language model is to be asked about, and write the requests; nothing is sent yet.
 
@@ -34,7 +34,7 @@ def requests(
         longscope synth assemble out/one
 
     A batch service can send OUT/requests.jsonl as well (--recipe.service true --recipe.model NAME); its results file
-    is OUT/results.jsonl then. Several folders after --exclude are a list: --exclude '[out/one, out/bio]'.
+    is OUT/results.jsonl then. Several folders after --exclude are parted by commas: --exclude out/one,out/bio.
 
     Args:
         source: JSON Lines with "text", a file, a folder of files, or texts of the catalog: sotu, moby-dick,
@@ -43,12 +43,13 @@ def requests(
         recipe: what is asked about which part of how many texts
         fitness: which texts are fit
         tokenizer: whose tokens are counted: a model of the catalog or a folder
-        exclude: folders of other stages, none of whose texts is taken again
+        exclude: folders of other stages (A,B), none of whose texts is taken again
     """
     from longllm.synthesis import prepare, token_counter
 
+    stages = [folder for folder in exclude.split(",") if folder]
     facts = prepare(
-        source, out, recipe, token_counter(tokenizer), fitness=fitness, exclude=exclude or (), tokenizer_name=tokenizer
+        source, out, recipe, token_counter(tokenizer), fitness=fitness, exclude=stages, tokenizer_name=tokenizer
     )
     left = counted(facts["left_out"])
     yield f"{out}: {facts['requests']:,} requests about {facts['documents']:,} texts"

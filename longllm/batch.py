@@ -103,7 +103,8 @@ def run(
             wanted = (request for request in read_requests(requests) if request[0] not in answered)
             failed = endpoint.wait(_send(endpoint, wanted, file, bar))
     done = {"requests": total, "before": total - left, "answered": left - failed, "failed": failed}
-    return {**done, **asdict(endpoint.usage)}
+    # Last: the endpoint counts the requests that it was sent, those of other runs not among them.
+    return {**asdict(endpoint.usage), **done}
 
 
 def digest(body: Mapping[str, Any]) -> str:

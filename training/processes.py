@@ -115,7 +115,7 @@ class Processes:
 
     def settle(self, model: torch.nn.Module) -> None:
         """Let FSDP hold nothing but its shards: a forward pass alone leaves the outermost parameters whole."""
-        if self.number > 1 and self.accelerator.is_fsdp2:
+        if self.number > 1:
             from torch.distributed.fsdp import FSDPModule
 
             for part in model.modules():

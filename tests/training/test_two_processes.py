@@ -20,6 +20,7 @@ def together(toy: Any, out: Path, dropout: float, limits: tuple[float, ...], sha
         processes, seen = Processes.started(), []
         if sharded:
             shard(processes.accelerator)
+            processes = Processes(processes.accelerator)
         model = toy.Toy(dropout)
 
         def collate(rows: list[int], seeds: list[str], seen: list[int] = seen) -> dict[str, Any]:
@@ -43,9 +44,10 @@ def together(toy: Any, out: Path, dropout: float, limits: tuple[float, ...], sha
 
 def shard(accelerator: Any) -> None:
     """Let accelerate shard on this CPU, which its configuration allows on accelerators alone."""
+    from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
     )
