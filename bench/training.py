@@ -106,7 +106,7 @@ def trainer(ids: Sequence[int], checkpointing: bool) -> tuple[Step, Any]:
         optim="adamw_torch",
         max_steps=100,
     )
-    peer = Trainer(model=model, args=arguments)
+    peer: Any = Trainer(model=model, args=arguments)
     peer.current_gradient_accumulation_steps = 1  # which its loop would set
     peer.create_optimizer_and_scheduler(100)
     tokens = torch.tensor([list(ids)])
@@ -210,7 +210,7 @@ def main() -> None:
             if wish.rounds:
                 rounds = str(wish.rounds)
                 times = measured(file, f"time {length} {recompute}", ["--time", str(length), recompute, rounds])
-            found = {side: peaks[side].get("peak_bytes") for side in SIDES}
+            found: dict[str, Any] = {side: peaks[side].get("peak_bytes") for side in SIDES}
             rows.append(
                 {
                     "length": length,

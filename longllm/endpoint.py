@@ -163,7 +163,7 @@ class Endpoint:
         # A proxy of the environment cannot reach a server on this machine; without https there is nothing to verify
         # (and redirects, which could lead to https elsewhere, are not followed).
         local = self.url.startswith("http:") and (host in ("localhost", "::1") or host.startswith("127."))
-        plain = {"trust_env": False, "verify": False, "follow_redirects": False}
+        plain: dict[str, Any] = {"trust_env": False, "verify": False, "follow_redirects": False}
         http = self._openai.DefaultAsyncHttpxClient(**plain) if local else None
         # Azure's deployments read the key from a header of another name.
         headers = {"api-key": self._key} if "/deployments" in self.url and self._key else None

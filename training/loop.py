@@ -275,7 +275,7 @@ class _Run:
         self.pending = [(total, targets) for total, targets in facts.get("pending", [])]
         self.loss_then, self.seconds = float(facts.get("loss", math.nan)), float(facts.get("seconds", 0.0))
         if self.processes.leads:
-            checkpoint.settle_best(self.out / "best", self.best.get("step"))
+            checkpoint.settle_best(self.out / "best", facts["best"].get("step"))
             _forget_after(self.out / "metrics.jsonl", self.step)
         self.processes.wait()
         return self.step
