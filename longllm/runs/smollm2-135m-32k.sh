@@ -20,7 +20,7 @@ fi
 grid() { # label, model, further options
     label=$1 model=$2
     shift 2
-    "$LONGSCOPE" eval grid --model "$model" --label "$label" --start 0.6 --lengths 4K,8K,16K,32K --texts 2,2,1,1 \
+    "$LONGSCOPE" eval grid --model "$model" --label "$label" --start 0.6 --lengths 4K,8K,16K,32K --texts 1 \
         --dtype fp32 --out "$OUT/grid/$label" "$@"
 }
 grid extended "$OUT/run/adapter"
@@ -36,5 +36,6 @@ for label in extended base yarn dynamic; do
     base) set -- --model $BASE ;;
     *) set -- --model $BASE --rope $label:4 ;;
     esac
-    "$LONGSCOPE" eval perplexity "$@" --dtype fp32 --out "$OUT/perplexity/$label"
+    "$LONGSCOPE" eval perplexity "$@" --begin 0.6 --window 0 --contexts 2K,8K,16K,32K --places 2 --dtype fp32 \
+        --out "$OUT/perplexity/$label"
 done

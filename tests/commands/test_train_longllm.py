@@ -42,7 +42,7 @@ def config(tiny_folder: Path, tmp_path: Path) -> Path:
         "extension": {"length": 2048, "theta": 1e6},
         "data": {"train": [str(tmp_path / "rows.jsonl")], "max_length": 64, "spread": {"length": 2048, "share": 0.8}},
         "lora": {"rank": 4, "dropout": 0.3},
-        "optimisation": {"learning_rate": 0.01, "max_steps": 100},
+        "optimisation": {"learning_rate": 0.01, "max_steps": 150},
         "keeping": {"log_every": 3, "save_every": 7},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_and_one_that_is_interrupted_go_on_to_the_same_end(
     config: Path, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "cut"
-    for number, (step, sign) in enumerate(((10, signal.SIGKILL), (40, signal.SIGINT))):
+    for number, (step, sign) in enumerate(((10, signal.SIGKILL), (24, signal.SIGINT))):
         started = subprocess.Popen(
             [sys.executable, "-m", "longscope", *command(config, out)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
@@ -88,11 +88,11 @@ def test_a_run_that_is_killed_and_one_that_is_interrupted_go_on_to_the_same_end(
     text, _, record = capsys.readouterr().out.rstrip().rpartition("\n")
     assert "went on from step" in text
     assert text.endswith(f"adapter: {out / 'adapter'}")
-    assert json.loads(record)["steps"] == 100
+    assert json.loads(record)["steps"] == 150
     (cut, lines), (straight, whole) = result(out), result(tmp_path / "straight")
     assert cut.keys() == straight.keys()
     assert all(torch.allclose(cut[name], weight, atol=1e-6) for name, weight in straight.items())
-    assert len(lines) == len(whole) == 34
+    assert len(lines) == len(whole) == 50
     assert all(mine == pytest.approx(theirs, abs=1e-6) for mine, theirs in zip(lines, whole, strict=True))
 
 
@@ -151,7 +151,6 @@ def test_a_bad_row_is_named_by_file_line_and_field(
 def test_a_model_without_template_or_end_is_refused(
     config: Path, tmp_path: Path, tiny_folder: Path, capsys: Any
 ) -> None:
-
     for name, change in (
         ("template", lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}\n")),
         ("end", without_end),
