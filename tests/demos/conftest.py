@@ -75,6 +75,12 @@ class Visitor:
         sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if url.startswith(("http", "ws", "//"))]
 
+    @property
+    def troubles(self) -> list[str]:
+        """Return what the page has complained of; leaving it breaks off the stream of events that it listens to."""
+        told = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [message for message in told if "AbortError: signal is aborted" not in message]
+
     def keep(self, name: str) -> None:
         """Save a picture of the whole page."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]

@@ -72,7 +72,7 @@ def test_a_document_is_talked_about_and_stays_when_the_page_is_loaded_anew(
     visitor.arrive(dark=True)
     visitor.wait(lambda: len(conversation(driver)) == 5 and "of 8,192 tokens" in visitor.figures)
     visitor.keep("chat_dark.png")
-    assert driver.get_log("browser") == []
+    assert visitor.troubles == []
     sent = visitor.sent
     assert len(sent) > 10
     assert [url for url in sent if not url.startswith(visitor.address)] == []

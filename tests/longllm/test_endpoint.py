@@ -225,7 +225,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         file.write('{"custom_id": "r9", "resp')  # a run killed while it wrote
     with ChatServer(echo) as server, Endpoint(server.url, "m") as endpoint:
         report = batch.run(endpoint, requests, out)
-        assert (report["answered"], report["failed"], report["before"]) == (1, 0, 4)
+        assert (report["requests"], report["answered"], report["failed"], report["before"]) == (5, 1, 0, 4)
         assert [body["messages"][0]["content"] for body in server.bodies] == ["say 3"]
     results = dict(batch.read_results(out))
     assert sorted(results) == [f"r{number}" for number in range(5)]

@@ -101,7 +101,7 @@ def test_the_catalogs_texts() -> None:
     novel, parts = next(read_corpus("moby-dick")), list(read_corpus("moby-dick/chapters"))
     assert "".join(part.text for part in parts) == novel.text
     assert (len(parts), parts[0].name) == (135, "moby-dick/1")
-    assert parts[41].text.startswith("CHAPTER 42. The Whiteness of the Whale.")
+    assert parts[41].text.startswith("CHAPTER 42. The Whiteness of The Whale.")
     speeches = list(read_corpus("sotu"))
     assert (len(speeches), speeches[0].name) == (233, "sotu/1790-washington")
 
