@@ -64,6 +64,12 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
     Raises:
         ImportError: peft (``longscope[train]``) is not installed.
         ValueError: no layer has one of the names, or a token is not in the vocabulary.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> model = add_lora(LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes)), LoraSettings(rank=2))
+    >>> sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    128
     """
     try:
         import peft
@@ -148,6 +154,10 @@ def nf4(compute: Any) -> Any:
 
     Raises:
         ImportError: bitsandbytes (``longscope[train]``) is not installed.
+
+    >>> import torch
+    >>> nf4(torch.bfloat16).bnb_4bit_quant_type
+    'nf4'
     """
     import importlib.util
 

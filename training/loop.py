@@ -33,7 +33,11 @@ Collate = Callable[[Sequence[int], Sequence[str]], Batch]
 
 @dataclass
 class Outcome:
-    """What a run did."""
+    """What a run did.
+
+    >>> Outcome(steps=40, planned=400, resumed=0, loss=1.2, stopped="minutes").finished
+    False
+    """
 
     steps: int
     """steps done in all, those before a resume included"""
@@ -92,6 +96,17 @@ def train(
     Raises:
         ValueError: nothing is trainable, the folder holds another run, or the loss is no longer a number.
         OSError: a checkpoint cannot be written.
+
+    >>> import tempfile
+    >>> line, inputs = torch.nn.Linear(1, 1), torch.arange(4.0)[:, None]
+    >>> collate = lambda rows, seeds: {"x": inputs[list(rows)], "weight": len(rows)}
+    >>> squared = lambda model, batch: (model(batch["x"]) - 3 * batch["x"]).square().sum()
+    >>> settings = Optimisation(learning_rate=0.1, epochs=80)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     train(line, collate, squared, Order(4), out=Path(folder), optimisation=settings, keeping=Keeping()).finished
+    True
+    >>> round(float(line.weight.detach()), 1)
+    3.0
     """
     run = _Run(model, collate, loss, order, Path(out), optimisation, keeping, evaluate, identity or {}, processes)
     return run.go(progress)
