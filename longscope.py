@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "commands.train_longllm:train_longllm",
         "extend a model's context by LoRA or QLoRA",
     ),
+    "train beacon": ("commands.train_beacon:train_beacon", "train beacons, which hold what a model has read"),
     "plan": ("commands.plan:plan", "predict memory and time of a training run, and what makes it fit"),
     "synth requests": (
         "commands.synth:requests",
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "commands.synth_offline:synth_offline",
         "make long questions and answers from real texts, without a language model",
     ),
+    "synth texts": ("commands.synth_texts:synth_texts", "cut real texts into rows of plain text, to pre-train on"),
     "eval longbench": ("commands.eval_longbench:longbench", "LongBench v1: 21 long-context tasks, parity scores"),
     "eval infinitebench": ("commands.eval_infinitebench:infinitebench", "InfiniteBench: 12 tasks beyond 100K tokens"),
     "eval mmlu": ("commands.eval_mmlu:mmlu", "MMLU by the likelihood of the options: short-context knowledge"),

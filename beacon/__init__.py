@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from beacon.plan import RowPlan as RowPlan
     from beacon.reading import CHUNK as CHUNK
     from beacon.reading import read as read
+    from beacon.recipe import Recipe as Recipe
     from beacon.saved import SavedCache as SavedCache
     from beacon.saved import fingerprint as fingerprint
     from beacon.saved import load_cache as load_cache
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from beacon.scoring import Losses as Losses
     from beacon.scoring import losses as losses
     from beacon.scoring import score as score
+    from beacon.train import train_beacons as train_beacons
     from beacon.weights import BeaconWeights as BeaconWeights
 
 # Public name -> its module, imported when the name is first used.
@@ -62,6 +64,7 @@ _HOME = {
     "Losses": "scoring",
     "METHODS": "methods",
     "MemoryOptions": "config",
+    "Recipe": "recipe",
     "RowPlan": "plan",
     "SavedCache": "saved",
     "compressing": "install",
@@ -77,6 +80,7 @@ _HOME = {
     "save_cache": "saved",
     "save_released": "checkpoint",
     "score": "scoring",
+    "train_beacons": "train",
     "verify": "contract",
 }
 __all__ = [*_HOME]

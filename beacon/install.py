@@ -62,6 +62,7 @@ def installed(
     config: BeaconConfig,
     weights: BeaconWeights | None = None,
     options: MemoryOptions | None = None,
+    recompute: bool = False,
 ) -> Iterator[Any]:
     """Let ``model`` compress what it reads into beacons, in ``forward`` and in ``generate``; yield the model.
 
@@ -72,6 +73,7 @@ def installed(
         config: windows and ratios.
         weights: the beacons' parameters; None = untrained ones, which start from the base model's.
         options: what goes beyond the reference.
+        recompute: activation checkpointing, in training: windows are computed once more in the backward pass.
 
     Raises:
         ValueError: another architecture, a sliding window, weights made for another model or config, or beacons
@@ -107,7 +109,7 @@ def installed(
         )
     if has_beacons(model):
         raise ValueError("beacons are installed on this model already: leave the other block first")
-    reader = WindowReader(model, names, config, weights, options or MemoryOptions())
+    reader = WindowReader(model, names, config, weights, options or MemoryOptions(), recompute)
     before = vars(decoder).get("forward")
 
     def note_needed(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from beacon.beacon_cache import BeaconCache
 from beacon.config import BeaconConfig
-
-_IGNORED = -100
+from beacon.distillation import distilled_cross_entropy
+from beacon.recipe import Objective
+from longllm.linear_cross_entropy import CHUNK, IGNORED, linear_cross_entropy
 
 
 def score(model: Any, ids: torch.Tensor, cache: BeaconCache) -> Iterator[torch.Tensor]:
@@ -54,34 +55,85 @@ class Losses:
     """[rows] labels that count"""
 
 
-def losses(model: Any, ids: torch.Tensor, labels: torch.Tensor, config: BeaconConfig) -> Losses:
+def losses(
+    model: Any,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    config: BeaconConfig,
+    objective: Objective = Objective(),  # noqa: B008
+) -> Losses:
     """Return the loss of every window together; gradients flow through all of them.
 
-    Labels are shifted once, so that a window's first token is predicted by the last of the one before. In training,
-    those of the first window count only where its beacons can learn from them: interleaved, with full coverage.
-    Logits are formed one window at a time.
+    Labels are shifted once, so that a window's first token is predicted by the last of the one before. The logits never
+    exist as a whole.
 
     Args:
-        model: inside ``beacon.installed``; in training mode the window that ends the text gets no beacons.
+        model: inside ``beacon.installed``.
         ids: [rows, tokens], no padding.
         labels: [rows, tokens], not shifted, -100 = does not count.
         config: the one installed.
+        objective: which windows count; by default as the reference has it, depending on ``model.training``.
 
     Raises:
         ValueError: shapes that differ, or no label that counts.
     """
     if ids.shape != labels.shape:
         raise ValueError(f"ids and labels must have one shape, got {list(ids.shape)} and {list(labels.shape)}")
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-    if model.training and (config.pos, config.attn) != ("interleave", "full-coverage"):
-        targets[:, : config.window] = _IGNORED
-    counted = (targets != _IGNORED).sum(1)
+    targets = shifted(labels, config, objective, model.training)
+    counted = (targets != IGNORED).sum(1)
     if not int(counted.sum()):
         raise ValueError(f"no label of the {ids.shape[1]} tokens counts: give a longer text, or fewer labels of -100")
-    states = model.get_decoder()(input_ids=ids).last_hidden_state
-    total = states.new_zeros(len(ids), dtype=torch.float32)
-    for part, wanted in zip(states.split(config.window, 1), targets.split(config.window, 1), strict=True):
-        logits = model.get_output_embeddings()(part).float().transpose(1, 2)
-        each = torch.nn.functional.cross_entropy(logits, wanted, reduction="none", ignore_index=_IGNORED)
-        total = total + each.sum(1)
-    return Losses(total.sum() / counted.sum(), total / counted.clamp(min=1), counted)
+    each = row_losses(model, ids, targets, BeaconCache(model, config), objective)
+    return Losses(each.sum() / counted.sum(), each / counted.clamp(min=1), counted)
+
+
+def shifted(labels: torch.Tensor, config: BeaconConfig, objective: Objective, training: bool) -> torch.Tensor:
+    """Return the targets [rows, tokens] of labels: that of a token is the next one; -100 = does not count.
+
+    >>> labels = torch.arange(6)[None]
+    >>> shifted(labels, BeaconConfig(window=4, stride=4), Objective(first_window="skip"), training=True).tolist()
+    [[-100, -100, -100, -100, 5, -100]]
+    """
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    if objective.skips_first(config, training):
+        targets[:, : config.window] = IGNORED
+    return targets
+
+
+def row_losses(
+    model: Any,
+    ids: torch.Tensor,
+    targets: torch.Tensor,
+    cache: BeaconCache,
+    objective: Objective,
+    chunk: int = CHUNK,
+) -> torch.Tensor:
+    """Return the loss [rows] (fp32) of each row, summed over its targets.
+
+    Args:
+        model: inside ``beacon.installed``.
+        ids: [rows, tokens], no padding.
+        targets: [rows, tokens], already shifted, -100 = does not count.
+        cache: a new one; its ratios are used.
+        objective: what of the last window has beacons, and how much is learned from the model without beacons.
+        chunk: rows of logits that exist at once.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    ends = objective.text_ends(model.training)
+    states = decoder(input_ids=ids, past_key_values=cache, text_ends=ends).last_hidden_state
+    if not objective.distil:
+        return torch.stack(
+            [
+                linear_cross_entropy(own, head.weight, wanted, head.bias, chunk=chunk)
+                for own, wanted in zip(states, targets, strict=True)
+            ]
+        )
+    with torch.no_grad():
+        taught = decoder.forward.plain(input_ids=ids, use_cache=False).last_hidden_state
+    options: dict[str, Any] = {"share": objective.distil, "temperature": objective.temperature, "chunk": chunk}
+    return torch.stack(
+        [
+            distilled_cross_entropy(own, other, head.weight, wanted, **options)
+            for own, other, wanted in zip(states, taught, targets, strict=True)
+        ]
+    )

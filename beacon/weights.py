@@ -23,7 +23,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the addition for x [..., inputs]."""
-        return nn.functional.linear(nn.functional.linear(x, self.A), self.B)
+        return nn.functional.linear(nn.functional.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))
 
 
 class BeaconWeights(nn.Module):
@@ -93,8 +93,13 @@ class BeaconWeights(nn.Module):
         if name not in own:
             out: torch.Tensor = base(x)
             return out
-        added: torch.Tensor = own[name](x)
-        return base(x) + added if self.rank else added
+        made = own[name]
+        if isinstance(made, nn.Linear):
+            # Beacons that learn may be in fp32 beside a model in bf16.
+            bias = None if made.bias is None else made.bias.to(x.dtype)
+            return nn.functional.linear(x, made.weight.to(x.dtype), bias)
+        added: torch.Tensor = base(x) + made(x)
+        return added
 
     def check(self, model: Any) -> None:
         """Compare the parameters with what a model needs.
@@ -116,7 +121,8 @@ class BeaconWeights(nn.Module):
                 wanted[f"{place}.bias"] = (base.out_features,)
         own = {name: tuple(tensor.shape) for name, tensor in self.released().items()}
         other = sorted(own.keys() ^ wanted.keys()) or sorted(x for x in own if own[x] != wanted[x])
-        if other or self.embed_tokens.dtype != dtype:
+        learns = self.embed_tokens.dtype == torch.float32 and any(each.requires_grad for each in self.parameters())
+        if other or not (learns or self.embed_tokens.dtype == dtype):
             what = f"{other[0]} does not fit" if other else f"they are {self.embed_tokens.dtype}, it is {dtype}"
             raise ValueError(f"the beacon weights were made for another {model.config.model_type} model: {what}")
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 from weakref import WeakSet
@@ -33,12 +32,13 @@ from beacon.backbones import Backbone, Part, parts
 from beacon.beacon_cache import BeaconCache
 from beacon.config import BeaconConfig, MemoryOptions
 from beacon.grid import merge, split
-from beacon.memory import Pair, Pass, Settling
+from beacon.memory import GradientSlots, Pair, Pass, Settling, Slots
 from beacon.plan import RowPlan
+from beacon.recompute import Recomputation
 from beacon.request import token_bytes
+from beacon.view import View, moves
 from beacon.weights import BeaconWeights
-from flashcore import AttentionSpec, attention, rope
-from flashcore.spec import MaskFunction
+from flashcore import attention, rope
 
 #: how many of the last hidden states the call under way will use; 0 = all. Each thread has its own.
 NEEDED: ContextVar[int] = ContextVar("needed", default=0)
@@ -49,10 +49,18 @@ class WindowReader:
     """Takes the place of a decoder's ``forward``."""
 
     def __init__(
-        self, model: Any, names: Backbone, config: BeaconConfig, weights: BeaconWeights, options: MemoryOptions
+        self,
+        model: Any,
+        names: Backbone,
+        config: BeaconConfig,
+        weights: BeaconWeights,
+        options: MemoryOptions,
+        recompute: bool = False,
     ) -> None:
         self.model, self.decoder = model, model.get_decoder()
-        self.config, self.options, self.weights = config, options, weights
+        self.config, self.options, self.weights, self.recompute = config, options, weights, recompute
+        #: the decoder's own forward: reading without beacons
+        self.plain = self.decoder.forward
         self.embedding, self.final_norm = (getattr(self.decoder, name) for name in (names.embedding, names.final_norm))
         self.parts = parts(self.decoder, names)
         #: fingerprint of the beacons; none while they are trained
@@ -69,9 +77,15 @@ class WindowReader:
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        text_ends: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Read tokens; return the hidden states [rows, columns (or ``NEEDED``), hidden] of raw tokens.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in transformers.
+            text_ends: whether the text ends here and its last window gets no beacons; None = in training mode.
+            kwargs: further options of transformers, which mean nothing here or are refused.
 
         Raises:
             ValueError: a cache of another kind that holds something, options without meaning here, or what
@@ -92,7 +106,7 @@ class WindowReader:
         if torch.is_grad_enabled() and any(each.requires_grad for each in (inputs_embeds, *self._parameters())):
             cache.differentiable()
         try:
-            hidden = self._read(cache, inputs_embeds, new)
+            hidden = self._read(cache, inputs_embeds, new, self.decoder.training if text_ends is None else text_ends)
         except BaseException:
             cache.abandon()
             raise
@@ -132,7 +146,7 @@ class WindowReader:
             self.replaced.add(given)
         return BeaconCache(self.model, self.config, self.options)
 
-    def _read(self, cache: BeaconCache, embeds: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
+    def _read(self, cache: BeaconCache, embeds: torch.Tensor, new: Sequence[int], ends: bool) -> torch.Tensor:
         """Run all rows; return the hidden states asked for, zero where there is padding."""
         columns = embeds.shape[1]
         # Said for one call: a caller of the decoder itself wants everything.
@@ -142,7 +156,7 @@ class WindowReader:
         outputs = []
         for group in self._groups(cache.plans, new):
             count = new[group.start]
-            hidden = self._read_group(cache, group, embeds[group, columns - count :], min(count, needed))
+            hidden = self._read_group(cache, group, embeds[group, columns - count :], min(count, needed), ends)
             outputs.append(torch.nn.functional.pad(hidden, (0, 0, needed - hidden.shape[1], 0)))
         return self.final_norm(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
 
@@ -158,7 +172,9 @@ class WindowReader:
             members = list(run)
             yield slice(members[0], members[-1] + 1)
 
-    def _read_group(self, cache: BeaconCache, rows: slice, embeds: torch.Tensor, needed: int) -> torch.Tensor:
+    def _read_group(
+        self, cache: BeaconCache, rows: slice, embeds: torch.Tensor, needed: int, ends: bool
+    ) -> torch.Tensor:
         """Run the tokens ``embeds`` [b, n, hidden] of rows that go together; return the last ``needed`` states."""
         plans = cache.plans[rows]
         total = embeds.shape[1]
@@ -168,35 +184,62 @@ class WindowReader:
         room = 0
         if alike and total > 1:
             # What is known to follow counts too, so that buffers are made once.
-            room = plans[0].most_slots(max(total, plans[0].expected - plans[0].seen), self.decoder.training)
+            room = plans[0].most_slots(max(total, plans[0].expected - plans[0].seen), ends)
         outputs, done = [], 0
         cache.most = max(cache.most, room)
+        again = Recomputation.of(cache) if self.recompute and isinstance(cache.layers[0], GradientSlots) else None
         while done < total:
-            steps = tuple(plan.plan(total - done, self.decoder.training) for plan in plans)
+            steps = tuple(plan.plan(total - done, ends) for plan in plans)
             fresh = steps[0].raw - steps[0].again
             part = embeds[:, done : done + fresh]
             done += fresh
             run = Pass(rows, steps, ragged=not alike)
             cache.most = max(cache.most, *(step.most for step in steps))
             wanted = max(0, min(fresh, needed - (total - done)))
-            hidden = self._run(cache, run, cache.with_replay(run, part), wanted, room)
+            hidden = self._run(cache, run, cache.with_replay(run, part), wanted, room, again)
             if hidden is not None:
                 outputs.append(hidden)
             for plan, step in zip(plans, steps, strict=True):
                 plan.commit(step)
+        if again:
+            again.join()
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
-    def _run(self, cache: BeaconCache, run: Pass, raw: torch.Tensor, wanted: int, room: int) -> torch.Tensor | None:
+    def _run(
+        self,
+        cache: BeaconCache,
+        run: Pass,
+        raw: torch.Tensor,
+        wanted: int,
+        room: int,
+        again: Recomputation | None,
+    ) -> torch.Tensor | None:
         """Run one step through all layers; return the last ``wanted`` states [b, wanted, hidden] of raw tokens."""
-        step, rows = run.step, len(cache.plans)
-        states = raw
+        view, settling = View.of(cache, run, raw), list(moves(cache, run, raw))
+        rows, step = len(cache.plans), run.step
+        if again is None:
+            return self._through(cache.layers, raw, view, settling, rows, wanted, room)
+        first = step.start if step.survivors is None else min(step.window, step.survivors.at)
+        return again.run(lambda layers, raw: self._through(layers, raw, view, settling, rows, wanted, room), raw, first)
+
+    def _through(
+        self,
+        layers: Sequence[Slots],
+        raw: torch.Tensor,
+        view: View,
+        settling: Sequence[Settling],
+        rows: int,
+        wanted: int,
+        room: int,
+    ) -> torch.Tensor | None:
+        """Run one step through layers of the cache; ``rows`` are those of the whole batch."""
+        run = view.run
+        step, states = run.step, raw
         if step.beacons:
             beacons = self.weights.embed_tokens.to(raw.dtype).expand(len(run.steps), step.beacons, -1)
             states = torch.cat((raw, beacons), dim=1)
-        view = _View.of(cache, run, raw)
-        moves = list(_moves(cache, run, raw))
         for index, part in enumerate(self.parts):
-            slots = cache.layers[index]
+            slots = layers[index]
             normed = part.attention_norm(states)
             mine, others = normed[:, : step.raw], normed[:, step.raw :]
             keys = part.heads(part.attention.k_proj(mine), 1)
@@ -215,7 +258,7 @@ class WindowReader:
                 states = self._last(part, states, mine, others, view, held, wanted)
             if plain is not None and any(one.survivors is None for one in run.steps):
                 slots.hold(run, plain, rows)
-            for move in moves:
+            for move in settling:
                 own = slice(move.rows.start - run.rows.start, move.rows.stop - run.rows.start)
                 slots.settle(move, None if plain is None else plain[own, :, : move.step.beacons])
         return states if wanted else None
@@ -227,7 +270,7 @@ class WindowReader:
         states: torch.Tensor,
         mine: torch.Tensor,
         others: torch.Tensor,
-        view: _View,
+        view: View,
         held: Pair,
     ) -> torch.Tensor:
         """Return the states [b, n + k, hidden] after a layer's attention and MLP, raw tokens first."""
@@ -246,7 +289,7 @@ class WindowReader:
         states: torch.Tensor,
         mine: torch.Tensor,
         others: torch.Tensor,
-        view: _View,
+        view: View,
         held: Pair,
         wanted: int,
     ) -> torch.Tensor:
@@ -263,7 +306,7 @@ class WindowReader:
         return states + part.mlp(part.mlp_norm(states))
 
     def _mixed(
-        self, index: int, part: Part, mine: torch.Tensor, others: torch.Tensor, view: _View, held: Pair
+        self, index: int, part: Part, mine: torch.Tensor, others: torch.Tensor, view: View, held: Pair
     ) -> torch.Tensor:
         """Return what attention gives every token, [b, n + k, heads * d], raw tokens first."""
         step = view.run.step
@@ -275,82 +318,3 @@ class WindowReader:
             queries = merge(merged, queries, own, step.lead, step.period)
         out = attention(queries, *held, view.spec(part.attention.scaling))
         return split(out, step.beacons, step.lead, step.period).flatten(2)
-
-
-@dataclass(frozen=True)
-class _View:
-    """What every layer of one pass needs to know of positions and masks, computed once."""
-
-    run: Pass
-    raw_turn: Pair
-    """cos and sin [b or 1, 1, n, d] of the raw tokens"""
-    beacon_turn: Pair | None
-    last_turn: Pair
-    """of the last raw token"""
-    last_end: int
-    """slots up to the last raw token, of the longest row"""
-    device: torch.device
-    specs: dict[tuple[float, bool], AttentionSpec] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, cache: BeaconCache, run: Pass, like: torch.Tensor) -> _View:
-        """Look at a pass."""
-        step = run.step
-        most = step.slots
-        if run.ragged:
-            # A row with fewer beacons has padding, whose position is of no account.
-            rows = [one.positions + one.positions[-1:] * (most - one.slots) for one in run.steps]
-        else:
-            rows = [step.positions]
-        turn = cache.turn(torch.tensor(rows), like)
-        raw = torch.tensor(step.raw_slots, device=like.device)
-        raw_turn = tuple(wave[:, :, raw] for wave in turn)
-        beacons = slice(step.lead, step.lead + (step.beacons - 1) * step.period + 1, step.period)
-        beacon_turn = tuple(wave[:, :, beacons] for wave in turn) if step.beacons else None
-        last = step.raw_slots[-1]
-        return cls(
-            run,
-            raw_turn,  # type: ignore[arg-type]
-            beacon_turn,  # type: ignore[arg-type]
-            tuple(wave[:, :, last : last + 1] for wave in turn),  # type: ignore[arg-type]
-            max(one.start for one in run.steps) + last + 1,
-            like.device,
-        )
-
-    def spec(self, scale: float, last: bool = False) -> AttentionSpec:
-        """Return how queries attend; ``last`` = there is one, the last raw token's."""
-        if (scale, last) not in self.specs:
-            expands = not last and any(step.expansion is not None for step in self.run.steps)
-            options: dict[str, Any] = {"mask": _expansion(self.run, self.device)} if expands else {}
-            if self.run.ragged:
-                ends = [step.start + 1 for step in self.run.steps] if last else self.run.ends
-                options["lengths"] = torch.tensor(ends)
-                options["query_lengths"] = torch.tensor([1 if last else step.slots for step in self.run.steps])
-            self.specs[scale, last] = AttentionSpec(causal=True, scale=scale, **options)
-        return self.specs[scale, last]
-
-
-def _moves(cache: BeaconCache, run: Pass, like: torch.Tensor) -> Iterator[Settling]:
-    """Yield how the slots of completed windows move: at once for rows that are alike, else row by row."""
-    rows = range(len(cache.plans))[run.rows]
-    wholes = [(run.rows, run.step)] if not run.ragged else []
-    single = [(slice(row, row + 1), step) for row, step in zip(rows, run.steps, strict=True)] if run.ragged else []
-    for which, step in wholes + single:
-        kept = step.survivors
-        if kept is not None:
-            yield Settling(which, step, kept, cache.final_turn(kept, like), cache.rotary.inv_freq)
-
-
-def _expansion(run: Pass, device: torch.device) -> MaskFunction:
-    """Return step-expansion's mask: beacon j sees what came before the window and its first j * ratio raw tokens."""
-    columns = ("window", "start", "lead", "ratio", "expansion")
-    table = {name: torch.tensor([getattr(step, name) or 0 for step in run.steps], device=device) for name in columns}
-
-    def allowed(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        window, start, lead, ratio, previous = (table[name][batch] for name in columns)
-        number = query - lead + 1
-        share = key < window + number * ratio
-        beacons = (key >= start + lead) & ((previous > 0) | (key == start + query))
-        return (number < 1) | share | beacons
-
-    return allowed

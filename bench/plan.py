@@ -2,8 +2,7 @@
 
 A case is a real run of ``longllm.train.extend_context``: load, adapter, forward, backward, optimizer, save. Its peak is
 VmHWM above what interpreter and libraries take. Blocks beyond 256 KB are given back to the system when they are freed
-(glibc's own threshold rises to 32 MB, and what lies between is kept for reuse, not needed); --malloc default leaves
-that as it is.
+(``cells.HONEST_MALLOC``); --malloc default leaves that as it is.
 
     python -m bench.plan --lengths 512 1024 2048 4096
 """
@@ -23,8 +22,6 @@ from training.adapters import LoraSettings
 from training.settings import Optimisation
 
 MODEL = "smollm2-135m-instruct"
-#: glibc's allocator gives back at once what is freed
-HONEST = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 WHOLE = 1 << 30
 #: name -> what differs from LoRA on frozen fp32 weights with a chunked loss
 CASES: dict[str, dict[str, Any]] = {
@@ -125,7 +122,7 @@ def main() -> None:
         return
     settings = Settings(chosen.model, "fp32" if chosen.dtype == "auto" else chosen.dtype, chosen.rank, chosen.malloc)
     if chosen.malloc == "honest":
-        os.environ.update(HONEST)
+        os.environ.update(cells.HONEST_MALLOC)
     wanted = [(case, length) for length in ([1024] if chosen.quick else chosen.lengths) for case in chosen.cases]
 
     def measured(one: Any, case: str, length: int) -> cells.Row:

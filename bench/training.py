@@ -2,7 +2,8 @@
 
 Both sides train the same adapter on the same weights and tokens, every token a target, with activation checkpointing;
 ours runs on flashcore and takes the loss without logits, the peer is the Trainer as it stands, on SDPA. Peaks are those
-of processes of their own, counted from when the model has been loaded; times alternate in one process.
+of processes of their own, counted from when the model has been loaded, with an allocator that gives back what is freed
+(``cells.HONEST_MALLOC``; --malloc default leaves it as it is); times alternate in one process, under the default one.
 
     python -m bench.training --lengths 4096 8192
 """
@@ -16,14 +17,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import catalog
-from bench.cells import append_row, from_process, peak_memory, read_rows
+from bench.cells import HONEST_MALLOC, append_row, from_process, peak_memory, read_rows
 from bench.timing import environment
 from longllm.batches import Collator, headless
 from longllm.config import Attention
@@ -155,12 +156,14 @@ def time_cell(length: int, checkpointing: bool, rounds: int) -> dict[str, Any]:
     return {**medians, "times_as_fast": statistics.median(ratios), "rounds": rounds, "all_seconds": taken}
 
 
-def measured(file: Path, key: str, arguments: Sequence[str]) -> dict[str, Any]:
+def measured(
+    file: Path, key: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return a cell's row: from the file, or measured in a process of its own and added to it."""
     known = read_rows(file)
     if key in known and "error" not in known[key]:
         return known[key]
-    row = {"key": key, **from_process([sys.executable, "-m", "bench.training", *arguments])}
+    row = {"key": key, **from_process([sys.executable, "-m", "bench.training", *arguments], variables)}
     append_row(file, row)
     return row
 
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--recompute", choices=["on", "off", "both"], default="on")
     parser.add_argument("--rounds", type=int, default=2, help="alternated pairs of steps; 0 measures memory alone")
+    parser.add_argument("--malloc", choices=["honest", "default"], default="honest")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", nargs=3, metavar=("SIDE", "LENGTH", "RECOMPUTE"), help=argparse.SUPPRESS)
@@ -200,12 +204,13 @@ def main() -> None:
         return
     wish.out.mkdir(parents=True, exist_ok=True)
     file, rows = wish.out / "training.jsonl", []
+    variables = HONEST_MALLOC if wish.malloc == "honest" else {}
     for recompute in ["on", "off"] if wish.recompute == "both" else [wish.recompute]:
         for length in wish.lengths:
-            peaks = {
-                side: measured(file, f"peak {side} {length} {recompute}", ["--peak", side, str(length), recompute])
-                for side in SIDES
-            }
+            peaks = {}
+            for side in SIDES:
+                key, cell = f"peak {side} {length} {recompute} {wish.malloc}", ["--peak", side, str(length), recompute]
+                peaks[side] = measured(file, key, cell, variables)
             times: dict[str, Any] = {}
             if wish.rounds:
                 rounds = str(wish.rounds)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from commands.train_beacon import told
 from longllm.recipe import Base, Data, Extension
 from training.adapters import LoraSettings
 from training.settings import Keeping, Optimisation
@@ -51,16 +52,6 @@ def train_longllm(
     if leads:
         yield f"training {base.model} in {folder} …\n"
     facts = extend_context(recipe, folder, progress=True)
-    if not leads:
-        return
-    if facts["resumed"]:
-        yield f"went on from step {facts['resumed']:,}\n"
-    yield f"{facts['steps']:,} of {facts['planned']:,} steps"
-    yield f", loss {facts['loss']:.4f}" if facts["loss"] is not None else ""
-    yield f", held-out {facts['best']}\n" if facts["best"] else "\n"
-    if facts["stopped"] == "patience":
-        yield f"stopped early: {keeping.patience} evaluations without a better one\n"
-    elif not facts["finished"]:
-        yield "stopped before the end: give the same command again to go on\n"
-    yield f"adapter: {facts['adapter']}\n"
-    yield facts
+    if leads:
+        yield from told(facts, "adapter")
+        yield facts

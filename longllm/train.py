@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,6 @@ from training import (
     train,
 )
 from training.adapters import recompute
-from training.checkpoint import UNWRITTEN, reason
 from training.loop import claim
 from training.processes import whole
 from training.record import plain, write_record
@@ -170,11 +168,7 @@ def save_adapter(
     Raises:
         OSError: it could not be written; what was there is as it was.
     """
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    try:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with checkpoint.whole_folder(folder, "the adapter") as partial:
         if hasattr(model, "peft_config"):
             model.save_pretrained(partial, save_embedding_layers=False, state_dict=state)
         else:
@@ -184,16 +178,6 @@ def save_adapter(
         context.save(partial)
         (partial / "README.md").write_text(_card(context, facts), encoding="utf-8")
         (partial / "facts.json").write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
-    except UNWRITTEN as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"the adapter could not be written to {folder} ({reason(error)}); nothing is lost: make room and run the "
-            "same command again, it goes on from the last checkpoint"
-        ) from error
-    if folder.exists():
-        folder.replace(old)
-    partial.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,35 @@ UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 _WEIGHTS, _STATE, _OPTIMIZER = "trainable.safetensors", "state.json", "optimizer.pt"
 #: better weights that no checkpoint knows of yet
 _NEXT = ".next.safetensors"
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Yield an empty folder to write to, which takes the place of ``folder`` when the block ends without an error.
+
+    Args:
+        folder: to write; what is there is replaced.
+        what: to be named if it cannot be written.
+
+    Raises:
+        OSError: it could not be written; what was there is as it was.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    try:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+    except UNWRITTEN as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"{what} could not be written to {folder} ({reason(error)}); nothing is lost: make room and run the "
+            "same command again, it goes on from the last checkpoint"
+        ) from error
+    if folder.exists():
+        folder.replace(old)
+    partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +16,11 @@ class Order:
     """The rows of every step of every process.
 
     Each epoch is a new permutation. With ``lengths``, rows of like length share a step, and the longest come first in
-    an epoch, so that a run which will not fit into memory fails at once.
+    an epoch, so that a run which will not fit into memory fails at once. With ``strict``, only rows of equal length
+    do, and those that fill no step are left out: every process then does the same work.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or (strict) not enough of any length for a step.
 
     >>> order = Order(rows=5, batch_size=1, accumulation=2, seed=0)
     >>> order.steps_per_epoch, sorted(sum((sum(order.step(n), []) for n in range(3)), []))
@@ -31,6 +33,7 @@ class Order:
     seed: int = 0
     processes: int = 1
     lengths: Sequence[int] | None = None
+    strict: bool = False
     _known: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """the order of the epoch that was last asked for: shuffling a million rows takes a second"""
 
@@ -40,6 +43,10 @@ class Order:
             raise ValueError("there are no rows to train on")
         if self.lengths is not None and len(self.lengths) != self.rows:
             raise ValueError(f"lengths must be those of {self.rows} rows, got {len(self.lengths)}")
+        if self.strict and not self.steps_per_epoch:
+            raise ValueError(
+                f"no {self.per_step} of the {self.rows} rows have the same length: make a step smaller, or strict off"
+            )
 
     @property
     def per_step(self) -> int:
@@ -48,7 +55,9 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every row comes once."""
+        """Steps in which every row comes once (strict: every row that fills a step with others)."""
+        if self.strict:
+            return sum(count // self.per_step for count in Counter(self.lengths).values())
         return -(-self.rows // self.per_step)
 
     def step(self, number: int, process: int = 0) -> list[list[int]]:
@@ -74,6 +83,14 @@ class Order:
         lengths = self.lengths
         if lengths is None:
             return order
+        if self.strict:
+            alike = [[row for row in order if lengths[row] == length] for length in sorted(set(lengths), reverse=True)]
+            groups = [
+                rows[at : at + self.per_step]
+                for rows in alike
+                for at in range(0, len(rows) - self.per_step + 1, self.per_step)
+            ]
+            return self._shuffled(groups, [], draws)
         pool = self.per_step * _POOL
         groups = []
         for at in range(0, self.rows, pool):
@@ -81,6 +98,11 @@ class Order:
             groups += [near[start : start + self.per_step] for start in range(0, len(near), self.per_step)]
         # A short group can only be the last: every other step of the epoch must be full.
         tail = [groups.pop()] if len(groups[-1]) < self.per_step else []
+        return self._shuffled(groups, tail, draws)
+
+    def _shuffled(self, groups: list[list[int]], tail: list[list[int]], draws: random.Random) -> list[int]:
+        """Return the rows of groups in a random order, but the longest first and the tail last."""
+        lengths = self.lengths or ()
         longest = max(range(len(groups)), key=lambda group: lengths[groups[group][0]], default=None)
         first = [groups.pop(longest)] if longest is not None else []
         draws.shuffle(groups)

@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from longllm.synthesis.prompts import prompt as prompt
     from longllm.synthesis.requests import Recipe as Recipe
     from longllm.synthesis.requests import prepare as prepare
+    from longllm.synthesis.texts import Cut as Cut
+    from longllm.synthesis.texts import text_rows as text_rows
+    from longllm.synthesis.texts import write_texts as write_texts
 
 # Public name -> its module, imported when the name is first used.
 _HOME = {
     "Assembly": "dialogues",
+    "Cut": "texts",
     "Fitness": "corpus",
     "Mixture": "offline",
     "Parsed": "parse",
@@ -54,7 +58,9 @@ _HOME = {
     "side_groups": "cluster",
     "sift": "corpus",
     "synthesise": "offline",
+    "text_rows": "texts",
     "token_counter": "chunk",
+    "write_texts": "texts",
 }
 __all__ = [*_HOME]
 

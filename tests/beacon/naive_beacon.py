@@ -229,9 +229,9 @@ class Engine:
         self.weights.load_released(self.tensors)
         self.weights.requires_grad_(False)
 
-    def installed(self) -> Any:
+    def installed(self, **extras: Any) -> Any:
         """Open ``beacon.installed``."""
-        return beacon.installed(self.model, self.config, self.weights, self.options)
+        return beacon.installed(self.model, self.config, self.weights, self.options, **extras)
 
     def cache(self, **extras: Any) -> beacon.BeaconCache:
         """Return an empty cache."""

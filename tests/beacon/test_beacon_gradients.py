@@ -217,3 +217,50 @@ def test_a_text_begun_with_gradients_goes_on_without():
         engine.model(ids[:, :21], past_key_values=cache)
     got = engine.read(ids[:, 21:], cache=cache, pieces=[1, 1, 17])
     torch.testing.assert_close(got, engine.read(ids)[:, 21:], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_recent": 3}, {"lossless_short": True}], ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_recomputing_windows_changes_neither_result_nor_gradients(scheme, options):
+    ids, results = text(29), []
+    for recompute in (False, True):
+        engine, pairs = trainable(scheme, **options)
+        cache, parts = engine.cache(), []
+        with engine.installed(recompute=recompute):
+            for part in ids.split([13, 16], dim=1):
+                parts.append(engine.model(part, past_key_values=cache).logits[0])
+        logits = torch.cat(parts)
+        gradients = torch.autograd.grad(loss_of(logits), [own for _, own, _ in pairs], allow_unused=True)
+        results.append((logits, gradients, [layer.keys for layer in cache.layers], cache.held))
+    (logits, gradients, keys, held), (again, recomputed, same, kept) = results
+    torch.testing.assert_close(again, logits, rtol=0, atol=0)
+    assert held == kept
+    torch.testing.assert_close(same, keys, rtol=0, atol=0)
+    for one, other in zip(gradients, recomputed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_recomputed_windows_hold_less_for_the_backward_pass():
+    def saved(recompute):
+        engine, _ = trainable("interleave")
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with engine.installed(recompute=recompute), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            states = engine.model.get_decoder()(input_ids=text(80)).last_hidden_state
+        assert states.requires_grad
+        return sum(sizes.values())
+
+    assert saved(True) < saved(False) / 4
+
+
+def test_recomputing_is_refused_where_held_keys_turn_with_the_length():
+    engine = slow.Engine(
+        slow.fresh("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), slow.settings()
+    )
+    engine.weights.requires_grad_(True)
+    with engine.installed(recompute=True), pytest.raises(ValueError, match="set recompute to off"):
+        engine.model(text(29))

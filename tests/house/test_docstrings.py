@@ -18,11 +18,17 @@ NEEDS_MODEL: set[str] = {
     *("longllm.document_prompt", "longllm.load", "longllm.prefill", "longllm.question_ids"),
     *("longllm.stop_ids", "longllm.stream", "longllm.extend_context"),
     *("longllm.planning.calibrated", "longllm.planning.probe"),
-    "longllm.synthesis.synthesise",
-    "longllm.synthesis.token_counter",
+    *("longllm.synthesis.synthesise", "longllm.synthesis.text_rows", "longllm.synthesis.token_counter"),
+    "longllm.synthesis.write_texts",
     *("beacon.CompressedCache", "beacon.SavedCache", "beacon.compressing", "beacon.load_cache", "beacon.read"),
-    *("beacon.load_beacons", "beacon.losses", "beacon.save_beacons", "beacon.save_released"),
-    *("beacon.save_cache", "beacon.verify", "beacon.methods.LayerView", "beacon.methods.Method"),
+    *("beacon.load_beacons", "beacon.losses", "beacon.save_beacons", "beacon.save_released", "beacon.train_beacons"),
+    *(
+        "beacon.train_beacons",
+        "beacon.save_cache",
+        "beacon.verify",
+        "beacon.methods.LayerView",
+        "beacon.methods.Method",
+    ),
 }
 HERE = "tests/house/test_docstrings.py"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -1,0 +1,71 @@
+"""``longscope train beacon``: train the compressor of Activation Beacon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from beacon.recipe import Beacons, Objective, Texts
+from longllm.recipe import Base
+from training.settings import Keeping, Optimisation
+
+
+def train_beacon(
+    *,
+    out: str,
+    base: Base = Base(),  # noqa: B008
+    beacons: Beacons = Beacons(),  # noqa: B008
+    data: Texts = Texts(),  # noqa: B008
+    objective: Objective = Objective(),  # noqa: B008
+    optimisation: Optimisation = Optimisation(),  # noqa: B008
+    keeping: Keeping = Keeping(),  # noqa: B008
+) -> Iterator[str | dict[str, Any]]:
+    """Train beacons to hold what a model has read: first on plain text, then on long conversations.
+
+    The settings come from a YAML file, and the command line overrides them:
+
+        longscope train beacon --config beacon/recipes/smollm2-135m.yaml --out out/beacon
+        longscope train beacon --config beacon/recipes/qwen2-7b-pretrain.yaml --out out/pretrained
+        longscope train beacon --config beacon/recipes/qwen2-7b-finetune.yaml --beacons.start out/pretrained/beacons \\
+            --out out/finetuned
+
+    The result is out/beacons. A run that was interrupted goes on when the same command is given again.
+
+    Args:
+        out: folder of the run: beacons, metrics, checkpoints, record
+        base: the model, which stays as it is, and how it is held in memory
+        beacons: what learns
+        data: what it learns from
+        objective: which windows count, and how much is learned from the model's own reading without beacons
+        optimisation: learning rate, schedule, size and number of steps
+        keeping: when to log, evaluate and save, when to stop early
+    """
+    folder = Path(out).expanduser()
+    from beacon.recipe import Recipe
+    from beacon.train import train_beacons
+
+    recipe = Recipe(base, beacons, data, objective, optimisation, keeping)
+    # Of several processes the first alone speaks.
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        yield f"training beacons for {base.model} in {folder} …\n"
+    facts = train_beacons(recipe, folder, progress=True)
+    if leads:
+        yield from told(facts, "beacons")
+        yield facts
+
+
+def told(facts: dict[str, Any], result: str) -> Iterator[str]:
+    """Yield what a training run did, for people; ``result`` is the fact that names its folder."""
+    if facts["resumed"]:
+        yield f"went on from step {facts['resumed']:,}\n"
+    yield f"{facts['steps']:,} of {facts['planned']:,} steps"
+    yield f", loss {facts['loss']:.4f}" if facts["loss"] is not None else ""
+    yield f", held-out {facts['best']}\n" if facts["best"] else "\n"
+    if facts["stopped"] == "patience":
+        yield "stopped early: no better evaluation within keeping.patience\n"
+    elif not facts["finished"]:
+        yield "stopped before the end: give the same command again to go on\n"
+    yield f"{result}: {facts[result]}\n"
