@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from beacon.scoring import Losses as Losses
     from beacon.scoring import losses as losses
     from beacon.scoring import score as score
+    from beacon.steering import steer as steer
+    from beacon.steering import steered_ratios as steered_ratios
+    from beacon.steering import window_weights as window_weights
     from beacon.train import train_beacons as train_beacons
     from beacon.weights import BeaconWeights as BeaconWeights
 
@@ -80,8 +83,11 @@ _HOME = {
     "save_cache": "saved",
     "save_released": "checkpoint",
     "score": "scoring",
+    "steer": "steering",
+    "steered_ratios": "steering",
     "train_beacons": "train",
     "verify": "contract",
+    "window_weights": "steering",
 }
 __all__ = [*_HOME]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +39,7 @@ class BeaconCache(RequestCache):
         skip_first: tokens kept whole before the first window.
         skip_last: index of the token from which on everything is kept whole.
         seed: of the ratios that are drawn.
+        ratios: of the first windows, as ``beacon.steer`` chooses them; those that follow get theirs by the config.
 
     Raises:
         ValueError: an unknown architecture, or arguments that do not fit the windows.
@@ -64,6 +66,7 @@ class BeaconCache(RequestCache):
         skip_first: int = 0,
         skip_last: int | None = None,
         seed: int = SEED,
+        ratios: Sequence[int] = (),
     ) -> None:
         names, decoder = backbone(model), model.get_decoder()
         options = options or MemoryOptions()
@@ -75,9 +78,10 @@ class BeaconCache(RequestCache):
         self.rotary = copy.deepcopy(self.rest)
         self.restless = any(name in str(getattr(self.rotary, "rope_type", "")) for name in _RESTLESS)
         length = positions_known(model.config)
-        self.first = RowPlan(
-            config, self.options, Ratios(config, length, seed), expected, skip_first=skip_first, skip_last=skip_last
-        )
+        if any(not isinstance(ratio, int) or not 0 <= ratio <= config.window for ratio in ratios):
+            raise ValueError(f"ratios must lie between 0 and the window of {config.window}, got {list(ratios)}")
+        chosen = Ratios(config, length, seed, given=tuple(ratios))
+        self.first = RowPlan(config, self.options, chosen, expected, skip_first=skip_first, skip_last=skip_last)
         self.plans: list[RowPlan] = []
         #: row -> embeddings [n, hidden] of a first window that was read without beacons (``lossless_short``)
         self.unmarked: dict[int, torch.Tensor] = {}

@@ -21,7 +21,7 @@ _STATE = (
     *("skip_first", "skip_last", "seen", "sink", "memory", "tail", "open_raw", "open_beacons"),
     *("windows", "ratio", "remainder", "window_lead", "ended", "spans"),
 )
-_CHOSEN = ("fixed", "taken", "kept_one", "turn")
+_CHOSEN = ("fixed", "taken", "kept_one", "turn", "given")
 
 
 @dataclass(frozen=True)
@@ -321,8 +321,8 @@ class RowPlan:
             setattr(self, name, state[name])
         self.spans = tuple((first, apart, slots) for first, apart, slots in state["spans"])
         for name in _CHOSEN:
-            setattr(self.ratios, name, state["ratios"][name])
-        self.ratios.turn = tuple(self.ratios.turn)
+            setattr(self.ratios, name, state["ratios"].get(name, ()))
+        self.ratios.turn, self.ratios.given = tuple(self.ratios.turn), tuple(self.ratios.given)
         self.ratios.rng.bit_generator.state = state["ratios"]["rng"]
 
     def copy(self) -> RowPlan:

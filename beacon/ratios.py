@@ -38,6 +38,8 @@ class Ratios:
     """whether some window has had ratio 0"""
     turn: tuple[int, ...] = ()
     """sequence: what is cycled through"""
+    given: tuple[int, ...] = ()
+    """ratios of the first windows, which somebody else has chosen"""
     rng: Any = field(default=None)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,9 @@ class Ratios:
         Raises:
             ValueError: no ratio may be used here.
         """
-        if self.fixed is None:
+        if self.taken < len(self.given):
+            ratio = self.given[self.taken]
+        elif self.fixed is None:
             ratio = self._next(received, start, length)
         else:
             ratio = self.fixed
@@ -65,7 +69,7 @@ class Ratios:
 
     def restart(self) -> None:
         """Begin another text; draws go on where they are."""
-        self.fixed, self.taken, self.kept_one, self.turn = None, 0, False, ()
+        self.fixed, self.taken, self.kept_one, self.turn, self.given = None, 0, False, (), ()
 
     def copy(self) -> Ratios:
         """Return an independent copy in the same state."""

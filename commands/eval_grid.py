@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from commands.eval_answerer import AnswererChoice, build
 from commands.eval_numbers import numbers
-from longllm.config import DType
 
 
 def grid(
     *,
-    model: str = "smollm2-135m-instruct",
-    rope: str = "",
     label: str = "",
     lengths: str = "4K,8K,16K,32K",
     depths: str = "0,11,22,33,44,55,66,77,88,100",
@@ -20,9 +19,9 @@ def grid(
     haystack: str = "moby-dick",
     start: float = 0.0,
     out: str = "out/grid",
-    dtype: DType = "auto",
     seed: int = 123,
     new_tokens: int = 32,
+    **answerer: Any,
 ) -> Iterator[str | dict[str, Any]]:
     """Ask a model for facts and a pass key that are hidden in long texts, each text read once for all its questions.
 
@@ -31,16 +30,13 @@ def grid(
     The same command goes on with a run that was interrupted, or adds lengths and texts to a finished one.
 
     Args:
-        model: a name from ``longscope models``, a folder in Hugging Face layout, or the folder of an adapter
-        rope: stretch the positions without training: yarn:4, dynamic:4, linear:4, or theta:2500000 for another base
-        label: what tables and pictures call this run; by default the model's name and the stretching
+        label: what tables and pictures call this run; by default the model's name and what is done with it
         lengths: tokens of the longest prompt of each text, chat frame and answer included; K stands for 1,024
         depths: per cent of the text before each fact
         texts: texts per length, one number for all lengths or one for each
         haystack: what the facts are hidden in: a document of the catalog, a file, or a folder of .txt files
         start: share of the haystack that is left out at its beginning, 0 to 1
         out: folder of the results
-        dtype: what to compute in; auto is bf16 where the hardware is fast at it, else fp32
         seed: decides keys, facts and stretches of the haystack
         new_tokens: most tokens of an answer
     """
@@ -49,27 +45,30 @@ def grid(
 
     plan = GridPlan(numbers(lengths, "lengths"), numbers(depths, "depths"), numbers(texts, "texts"), seed, new_tokens)
     hay = read_haystack(haystack, start)
-    answerer, facts = _answerer(model, rope, dtype, max(plan.lengths))
-    name = label or " ".join(filter(None, (model.rstrip("/").rpartition("/")[2], rope)))
+    if answerer.get("max_length"):
+        raise ValueError("the prompts of the grid are as long as its lengths: leave max_length out")
+    choice = AnswererChoice(**{**answerer, "max_length": max(plan.lengths)})
+    if choice.endpoint:
+        raise ValueError("the grid reads a text once for all questions, which an endpoint does not: use eval needle")
+    who, facts = _answerer(choice)
+    how = "" if choice.method == "full" else replace(choice, rope="").label
+    name = label or " ".join(filter(None, (choice.model.rstrip("/").rpartition("/")[2], choice.rope, how)))
     asked = sum(plan.texts_of(length) for length in plan.lengths)
     yield f"{name}: {asked} texts of {lengths} tokens, {len(plan.depths) + 1} questions each\n"
-    summary = run_grid(answerer, plan, hay, out, label=name, settings=facts, progress=True)
+    summary = run_grid(who, plan, hay, out, label=name, settings=facts, progress=True)
     from longllm.evals.compare import table
 
     yield f"{table([summary])}\n\nwritten: {out}/grid.jsonl, grid.json, grid.png, grid.svg\n"
     yield {**summary, "out": out}
 
 
-def _answerer(model: str, rope: str, dtype: DType, length: int) -> tuple[Any, dict[str, Any]]:
-    """Return the model, stretched as asked, and what identifies it in the settings of a run."""
-    import longllm
-    from longllm.evals.answerers import LocalAnswerer
-    from longllm.loading import worded_context
-
-    loaded = longllm.load(model, dtype=dtype, context=worded_context(rope, length if rope else 0, model))
-    config = loaded.model.config.get_text_config(decoder=True)
-    facts = {"rope_parameters": dict(config.rope_parameters), "dtype": str(loaded.dtype).removeprefix("torch.")}
-    return LocalAnswerer(loaded, max_length=length), facts
+def _answerer(choice: AnswererChoice) -> tuple[Any, dict[str, Any]]:
+    """Return who answers, and what identifies the model in the settings of a run: its RoPE rather than the words."""
+    who: Any = build(choice)
+    who.name = f"{who.loaded.name}, {replace(choice, rope='').label}"
+    config = who.loaded.model.config.get_text_config(decoder=True)
+    dtype = str(who.loaded.dtype).removeprefix("torch.")
+    return who, {"rope_parameters": dict(config.rope_parameters), "dtype": dtype}
 
 
 def compare(runs: list[str], *, out: str = "out/grids", title: str = "") -> Iterator[str | dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,19 +52,10 @@ def retrieve(tokenizer: Any, document: str, question: str, budget: int) -> Excer
     >>> "Ahab" in excerpt.text, "sky" in excerpt.text, excerpt.document_tokens
     (True, False, 520)
     """
-    try:
-        import bm25s
-    except ImportError as error:
-        raise ImportError("retrieving spans needs bm25s: pip install 'longscope[index]'") from error
     spans = [match.span() for match in re.finditer(rf"(?:\S+\s*){{1,{_WORDS}}}", document)]
     if not spans:
         raise ValueError("the document is empty")
-    quiet = {"stopwords": "en", "show_progress": False}
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize([document[begin:end] for begin, end in spans], **quiet), show_progress=False)
-    asked = bm25s.tokenize([question], return_ids=False, **quiet)[0]
-    known = [word for word in asked if word in index.vocab_dict]
-    scores = index.get_scores(known) if known else [0.0] * len(spans)
+    scores = bm25_scores(question, [document[begin:end] for begin, end in spans])
     gap, left = len(encode(tokenizer, _GAP)), budget
     chosen = []
     for number in sorted(range(len(spans)), key=lambda span: -scores[span]):
@@ -77,3 +69,25 @@ def retrieve(tokenizer: Any, document: str, question: str, budget: int) -> Excer
     kept = tuple(spans[number] for number in sorted(chosen))
     text = _GAP.join(document[begin:end].strip() for begin, end in kept)
     return Excerpt(text, kept, len(encode(tokenizer, text)), len(encode(tokenizer, document)))
+
+
+def bm25_scores(question: str, passages: Sequence[str]) -> list[float]:
+    """Return how much each passage has to do with a question, by the words they share (BM25).
+
+    Raises:
+        ImportError: bm25s (``longscope[index]``) is not installed.
+
+    >>> scores = bm25_scores("Who is the captain?", ["The sea is wide.", "The captain is called Ahab."])
+    >>> scores[1] > scores[0] == 0
+    True
+    """
+    try:
+        import bm25s
+    except ImportError as error:
+        raise ImportError("scoring by words needs bm25s: pip install 'longscope[index]'") from error
+    quiet = {"stopwords": "en", "show_progress": False}
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(passages), **quiet), show_progress=False)
+    asked = bm25s.tokenize([question], return_ids=False, **quiet)[0]
+    known = [word for word in asked if word in index.vocab_dict]
+    return [float(score) for score in index.get_scores(known)] if known else [0.0] * len(passages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -35,6 +36,8 @@ class LoraSettings:
     """scale by alpha / sqrt(rank) instead (arXiv 2312.03732)"""
     seed: int = 3407
     """of the random half of each adapter"""
+    start: str = ""
+    """folder of an adapter of the same shape to go on from; empty = a new one, which changes nothing yet"""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -44,6 +47,8 @@ class LoraSettings:
             raise ValueError(f"alpha must be a positive number, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {self.dropout}")
+        if self.start and not self.rank:
+            raise ValueError(f"start ({self.start}) is an adapter: set rank to its rank, not to 0")
         if self.rank and not self.targets:
             raise ValueError("targets must name at least one layer, got none")
         if self.tokens and "embed_tokens" in self.whole:
@@ -63,7 +68,9 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
 
     Raises:
         ImportError: peft (``longscope[train]``) is not installed.
-        ValueError: no layer has one of the names, or a token is not in the vocabulary.
+        ValueError: no layer has one of the names, a token is not in the vocabulary, or the adapter to start from is of
+            another shape.
+        OSError: there is no such adapter.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -102,6 +109,8 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         wrapped = peft.get_peft_model(model, config)
     torch.set_rng_state(state)
+    if settings.start:
+        _go_on_from(wrapped, settings.start)
     if checkpointing:
         wrapped.enable_input_require_grads()
     for weight in wrapped.parameters():
@@ -112,6 +121,23 @@ def add_lora(model: Any, settings: LoraSettings, *, checkpointing: bool = False)
             part.register_forward_pre_hook(_in_fp32)
             part.register_forward_hook(functools.partial(_handed_on, dtype=dtype))
     return wrapped
+
+
+def _go_on_from(wrapped: Any, folder: str) -> None:
+    """Give a new adapter the weights of one that is there."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = Path(folder).expanduser() / "adapter_model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no adapter to start from: {file}")
+    own = {name for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    try:
+        found: Any = set_peft_model_state_dict(wrapped, load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"the adapter in {folder} is of another rank than that which is to learn: {error}") from error
+    if other := sorted([*found.unexpected_keys, *(own & set(found.missing_keys))]):
+        raise ValueError(f"the adapter in {folder} has other targets than the one that is to learn: {other[0]}")
 
 
 def _in_fp32(part: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

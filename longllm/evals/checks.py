@@ -112,7 +112,11 @@ def _template_warnings(tokenizer: Any, name: str) -> Iterator[str]:
 
 def _length_problems(loaded: LoadedModel, max_length: int, compressed: bool) -> Iterator[str]:
     """Refuse prompts beyond the model's positions; warn of those beyond its training."""
-    positions = int(loaded.model.config.get_text_config(decoder=True).max_position_embeddings)
+    config = loaded.model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Dynamic scaling states the positions that it begins to stretch at, the other kinds those they reach.
+    stretch = float(rope.get("factor") or 1) if rope.get("rope_type") == "dynamic" else 1.0
+    positions = int(config.max_position_embeddings * stretch)
     if compressed or max_length <= loaded.trained_length:
         return
     if max_length > positions:

@@ -110,6 +110,14 @@ def test_grids_of_a_stretched_and_a_plain_model_are_compared(options: Options, t
     assert written(str(tmp_path / "both"), "compare", "md", "json", "png", "svg")
 
 
+def test_a_grid_is_read_into_a_compressed_memory(options: Options) -> None:
+    asked = {"lengths": "600", "depths": "0,100", "texts": "1", "new_tokens": 2, "dtype": "fp32"}
+    said, record = heard(grid(**asked, **options, method="streaming", slots=96))
+    assert "streaming, 96 slots" in said
+    assert record["lengths"]["600"]["needle"]["n"] == 2
+    assert "streaming" in json.loads(Path(options["out"], "grid.jsonl").read_text().splitlines()[0])["run"]["answerer"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -135,6 +143,8 @@ def test_numbers_are_lists_or_evenly_spaced(words: str, expected: tuple[int, ...
         (lambda: heard(needle(model="no-such-model", needle="A cat.")), "go together"),
         (lambda: heard(ruler(model="no-such-model", kinds="vt,nonsense", haystack=__file__)), "kind must be one of"),
         (lambda: heard(grid(model="no-such-model", depths="1,1")), "depths must differ"),
+        (lambda: heard(grid(model="no-such-model", max_length=9)), "leave max_length out"),
+        (lambda: heard(grid(endpoint="http://127.0.0.1:1", endpoint_model="x")), "use eval needle"),
     ],
 )
 def test_nonsense_is_refused_before_a_model_is_loaded(make: Callable[[], Any], reason: str) -> None:

@@ -121,6 +121,21 @@ def test_tiles_of_any_size_give_the_same(monkeypatch):
         torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), (q, k, v)), true_grads)
 
 
+def test_queries_behind_earlier_keys_may_be_cut_anywhere(monkeypatch):
+    for n, m, heads, kv_heads in ((10, 23, 4, 2), (7, 8, 3, 3), (22, 23, 6, 1)):
+        inputs = [tensor.requires_grad_() for tensor in tensors(2, heads, kv_heads, n, m)]
+        spec = AttentionSpec(causal=True, scale=0.4)
+        results = []
+        for rows, backend in ((1, "sdpa"), (3, "sdpa"), (64, "sdpa"), (0, "reference")):
+            monkeypatch.setattr(sdpa, "_FEWEST_ROWS", rows)
+            monkeypatch.setattr(sdpa, "_MASK", 1)
+            out = attention(*inputs, spec, backend=backend)
+            gradients = torch.autograd.grad((out * torch.arange(out.numel()).view(out.shape).cos()).sum(), inputs)
+            results.append((out, *gradients))
+        for found in results[:-1]:
+            torch.testing.assert_close(found, results[-1], rtol=1e-5, atol=1e-5)
+
+
 def test_flex_honours_combinations_forward():
     pytest.importorskip("torch.nn.attention.flex_attention")
     torch._dynamo.reset()

@@ -48,7 +48,9 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_packages_and_no_test(
     for package in project["tool"]["setuptools"]["packages"]:
         folder = root / package.replace(".", "/")
         files = [file for file in folder.iterdir() if file.suffix in (".py", ".toml", ".yaml", ".c", ".h", ".cpp")]
-        files += [file for kind in ("weights", "runs", "recipes") for file in (folder / kind).rglob("*") if file.is_file()]
+        files += [
+            file for kind in ("weights", "runs", "recipes") for file in (folder / kind).rglob("*") if file.is_file()
+        ]
         expected |= {file.relative_to(root).as_posix() for file in files}
     assert names == expected
 

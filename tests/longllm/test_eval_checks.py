@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 import longllm
+from longllm.context import parse_rope
 from longllm.evals.checks import check_model, check_stops, check_template, turn_end
 
 
@@ -59,6 +62,14 @@ def test_prompts_beyond_the_positions_are_refused_and_beyond_training_warned_of(
     assert check_model(tiny, max_length=5000, compressed=True) == []
     stretched = dataclasses.replace(tiny, trained_length=128)
     assert "beyond the 128 tokens it was trained on" in check_model(stretched, max_length=400)[0]
+
+
+def test_dynamic_positions_reach_as_far_as_they_stretch(tiny_folder: Path) -> None:
+    context = parse_rope("dynamic:4", AutoConfig.from_pretrained(tiny_folder), 0, str(tiny_folder))
+    dynamic = longllm.load(tiny_folder, dtype="fp32", context=context)
+    assert "beyond the 512 tokens it was trained on" in check_model(dynamic, max_length=2048)[0]
+    with pytest.raises(ValueError, match="beyond the 2,048 positions"):
+        check_model(dynamic, max_length=2049)
 
 
 def test_ids_without_a_row_are_refused_and_quarrels_about_the_end_told(tiny: longllm.LoadedModel) -> None:

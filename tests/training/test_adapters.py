@@ -1,6 +1,7 @@
 """LoRA and NF4 on the tiny chat model: what learns, in which precision, and what is refused."""
 
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -165,3 +166,30 @@ def test_the_80k_recipe_trains_552_6_million_parameters_of_llama_3_8b() -> None:
     counts = {name: weight.numel() for name, weight in learning(model).items()}
     assert sum(count for name, count in counts.items() if "lora_" in name) == 27_262_976
     assert sum(counts.values()) == 27_262_976 + 525_336_576
+
+
+def test_an_adapter_goes_on_from_one_that_is_there(tiny_chat: ModuleType, tmp_path: Path) -> None:
+    ids = torch.arange(20)[None]
+
+    def fresh() -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        return LlamaForCausalLM(tiny_chat.config(300))
+
+    first = add_lora(fresh(), LoraSettings(**SMALL))
+    for weight in learning(first).values():
+        torch.nn.init.normal_(weight.data, std=0.2)
+    first.save_pretrained(tmp_path)
+    second = add_lora(fresh(), LoraSettings(**SMALL, start=str(tmp_path)))
+    assert learning(second).keys() == learning(first).keys()
+    torch.testing.assert_close(second.eval()(ids).logits, first.eval()(ids).logits, rtol=0, atol=0)
+    for settings, message in (
+        ({"rank": 2}, "of another rank"),
+        ({"targets": ("q_proj", "k_proj")}, "has other targets than the one that is to learn"),
+        ({"targets": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")}, "has other targets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            add_lora(fresh(), LoraSettings(**{**SMALL, **settings, "start": str(tmp_path)}))
+    with pytest.raises(FileNotFoundError, match="there is no adapter to start from"):
+        add_lora(fresh(), LoraSettings(**SMALL, start="nowhere"))
+    with pytest.raises(ValueError, match=r"start .* is an adapter"):
+        LoraSettings(rank=0, start="x")
