@@ -101,12 +101,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 capped = torch.tanh(logits / softcap)
                 slope = 1 - capped.square()
                 logits = capped.mul_(softcap)
-            # In place: the logits become log-probabilities, then probabilities, then the gradient.
-            logits -= logits.logsumexp(-1, keepdim=True)
-            total -= logits.gather(1, wanted[:, None]).sum()
+            # In place, with one exponential: the logits become probabilities, then the gradient.
+            highest = logits.amax(-1, keepdim=True)
+            total -= (logits.gather(1, wanted[:, None]) - highest).sum()
+            sums = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+            total += sums.log().sum()
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
-            slopes = logits.exp_()
+            slopes = logits.div_(sums)
             slopes.scatter_add_(1, wanted[:, None], torch.full_like(wanted[:, None], -1, dtype=slopes.dtype))
             if slope is not None:
                 slopes *= slope
