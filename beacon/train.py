@@ -111,6 +111,12 @@ def train_beacons(recipe: Recipe, out: Path, *, progress: bool = False) -> dict[
         held_out = _samples(loaded.tokenizer, recipe, data.evaluate, out, shown) if data.evaluate else None
     model: Any = loaded.model.requires_grad_(False)
     weights, config = beacons_to_train(model, recipe.beacons, recipe.optimisation.seed)
+    short = sum(length <= config.window for length in samples.lengths)
+    if short and recipe.objective.text_ends(training=True):
+        raise ValueError(
+            f"{short:,} of {len(samples):,} rows fill no more than a window of {config.window:,} tokens and have no "
+            f"beacons to learn: set data.min_length to {config.window + 1:,}, or objective.last_window to beacons"
+        )
     collate = Collator(samples, config, recipe.objective, loaded.device)
     order = _order(recipe, collate.windows, processes)
     files = [source(words)[0] for words in (*data.train, *data.evaluate)]

@@ -94,12 +94,12 @@ class BeaconWeights(nn.Module):
             out: torch.Tensor = base(x)
             return out
         made = own[name]
-        if isinstance(made, nn.Linear):
+        if isinstance(made, nn.Linear) and made.weight.dtype != x.dtype:
             # Beacons that learn may be in fp32 beside a model in bf16.
             bias = None if made.bias is None else made.bias.to(x.dtype)
             return nn.functional.linear(x, made.weight.to(x.dtype), bias)
-        added: torch.Tensor = base(x) + made(x)
-        return added
+        own_part: torch.Tensor = made(x)
+        return base(x) + own_part if self.rank else own_part
 
     def check(self, model: Any) -> None:
         """Compare the parameters with what a model needs.

@@ -1,4 +1,4 @@
-"""One step of LoRA training on a long text: ours beside transformers' Trainer, peak memory and tokens a second.
+"""One step of training on a long text: our LoRA step beside transformers' Trainer, or beside that of beacons.
 
 Both sides train the same adapter on the same weights and tokens, every token a target, with activation checkpointing;
 ours runs on flashcore and takes the loss without logits, the peer is the Trainer as it stands, on SDPA. Peaks are those
@@ -6,6 +6,9 @@ of processes of their own, counted from when the model has been loaded, with an 
 (``cells.HONEST_MALLOC``; --malloc default leaves it as it is); times alternate in one process, under the default one.
 
     python -m bench.training --lengths 4096 8192
+    python -m bench.training --lengths 2048 4096 --sides beacon lora --recompute off
+
+A step of beacons (windows of 512 tokens, ratio 4, rank 32) reads the same tokens window by window.
 """
 
 from __future__ import annotations
@@ -35,7 +38,6 @@ from training import LoraSettings, add_lora
 
 MODEL = "smollm2-135m-instruct"
 LORA = LoraSettings(rank=16, alpha=32)
-SIDES = ("ours", "trainer")
 Step = Callable[[], float]
 
 
@@ -64,7 +66,7 @@ def recompute(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def ours(ids: Sequence[int], checkpointing: bool) -> tuple[Step, Any]:
+def lora(ids: Sequence[int], checkpointing: bool) -> tuple[Step, Any]:
     """Return a step as ``longscope train longllm`` makes it, and the model."""
     import numpy as np
 
@@ -124,7 +126,35 @@ def trainer(ids: Sequence[int], checkpointing: bool) -> tuple[Step, Any]:
     return step, model
 
 
-BUILD = {"ours": ours, "trainer": trainer}
+def beacon(ids: Sequence[int], checkpointing: bool) -> tuple[Step, Any]:
+    """Return a step as ``longscope train beacon`` makes it, and the model with its beacons."""
+    from beacon import installed
+    from beacon.recipe import Beacons, Objective
+    from beacon.train import Learner, beacons_to_train
+
+    model: Any = loaded("flashcore", len(ids)).requires_grad_(False)
+    weights, config = beacons_to_train(model, Beacons(window=512, ratio=(4,), rank=32))
+    learner = Learner(model, weights, config, Objective()).train()
+    optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-4, foreach=False)
+    tokens = torch.tensor([list(ids)])
+    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
+
+    def step() -> float:
+        # Another model of this process may learn in between, so nothing stays installed.
+        with installed(model, config, weights, recompute=checkpointing):
+            value = learner([{"ids": tokens, "targets": targets}], 0) / (len(ids) - 1)
+            value.backward()
+        torch.nn.utils.clip_grad_norm_(weights.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(value.detach())
+
+    return step, learner
+
+
+BUILD = {"lora": lora, "trainer": trainer, "beacon": beacon}
+#: what a side is called in the tables and keys of rows
+TITLES = {"lora": "ours", "trainer": "Trainer", "beacon": "beacons"}
 
 
 def peak_cell(side: str, length: int, checkpointing: bool) -> dict[str, Any]:
@@ -138,22 +168,22 @@ def peak_cell(side: str, length: int, checkpointing: bool) -> dict[str, Any]:
     return {"peak_bytes": peak - held, "held_bytes": held, "weights_bytes": weights, "loss": loss}
 
 
-def time_cell(length: int, checkpointing: bool, rounds: int) -> dict[str, Any]:
-    """Measure the seconds of a step of both sides, alternating, after one warm-up each."""
+def time_cell(sides: Sequence[str], length: int, checkpointing: bool, rounds: int) -> dict[str, Any]:
+    """Measure the seconds of a step of both sides, alternating, after one warm-up each if there are several rounds."""
     ids = text_ids(length)
-    steps = {side: BUILD[side](ids, checkpointing)[0] for side in SIDES}
+    steps = {side: BUILD[side](ids, checkpointing)[0] for side in sides}
     if rounds > 1:
         for step in steps.values():
             step()
-    taken: dict[str, list[float]] = {side: [] for side in SIDES}
+    taken: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(rounds):
-        for side in SIDES if turn % 2 else SIDES[::-1]:
+        for side in sides if turn % 2 else sides[::-1]:
             begun = time.perf_counter()
             steps[side]()
             taken[side].append(time.perf_counter() - begun)
-    ratios = [theirs / own for own, theirs in zip(taken["ours"], taken["trainer"], strict=True)]
-    medians = {f"{side}_seconds": statistics.median(taken[side]) for side in SIDES}
-    return {**medians, "times_as_fast": statistics.median(ratios), "rounds": rounds, "all_seconds": taken}
+    ratios = [theirs / own for own, theirs in zip(*taken.values(), strict=True)]
+    medians = [statistics.median(seconds) for seconds in taken.values()]
+    return {"seconds": medians, "times_as_fast": statistics.median(ratios), "rounds": rounds, "all_seconds": taken}
 
 
 def measured(
@@ -168,16 +198,17 @@ def measured(
     return row
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], sides: Sequence[str]) -> str:
     """Return the results as a Markdown table."""
+    both = " / ".join(TITLES[side] for side in sides)
     lines = [
-        "| tokens | recompute | peak MB: ours / Trainer | ratio | seconds a step: ours / Trainer | times as fast |",
+        f"| tokens | recompute | peak MB: {both} | ratio | seconds a step: {both} | times as fast |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        peaks = " / ".join(f"{row[f'{side}_peak'] / 1e6:,.0f}" if row[f"{side}_peak"] else "–" for side in SIDES)
+        peaks = " / ".join(f"{peak / 1e6:,.0f}" if peak else "–" for peak in row["peaks"])
         ratio = f"**{row['peak_ratio']:.2f}**" if row["peak_ratio"] else "–"
-        times = f"{row['ours_seconds']:.1f} / {row['trainer_seconds']:.1f}" if row["times_as_fast"] else "–"
+        times = " / ".join(f"{seconds:.1f}" for seconds in row["seconds"]) if row["times_as_fast"] else "–"
         fast = f"**{row['times_as_fast']:.2f}**" if row["times_as_fast"] else "–"
         recompute = "on" if row["recompute"] else "off"
         lines.append(f"| {row['length']:,} | {recompute} | {peaks} | {ratio} | {times} | {fast} |")
@@ -188,47 +219,49 @@ def main() -> None:
     """Measure what is asked for, print the table, keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--sides", nargs=2, choices=list(BUILD), default=["lora", "trainer"])
     parser.add_argument("--recompute", choices=["on", "off", "both"], default="on")
     parser.add_argument("--rounds", type=int, default=2, help="alternated pairs of steps; 0 measures memory alone")
     parser.add_argument("--malloc", choices=["honest", "default"], default="honest")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", nargs=3, metavar=("SIDE", "LENGTH", "RECOMPUTE"), help=argparse.SUPPRESS)
-    parser.add_argument("--time", nargs=3, metavar=("LENGTH", "RECOMPUTE", "ROUNDS"), help=argparse.SUPPRESS)
+    timed = ("SIDE", "SIDE", "LENGTH", "RECOMPUTE", "ROUNDS")
+    parser.add_argument("--time", nargs=5, metavar=timed, help=argparse.SUPPRESS)
     wish = parser.parse_args()
     if wish.peak:
         print(json.dumps(peak_cell(wish.peak[0], int(wish.peak[1]), wish.peak[2] == "on")))
         return
     if wish.time:
-        print(json.dumps(time_cell(int(wish.time[0]), wish.time[1] == "on", int(wish.time[2]))))
+        *sides, length, recompute, rounds = wish.time
+        print(json.dumps(time_cell(sides, int(length), recompute == "on", int(rounds))))
         return
     wish.out.mkdir(parents=True, exist_ok=True)
     file, rows = wish.out / "training.jsonl", []
     variables = HONEST_MALLOC if wish.malloc == "honest" else {}
     for recompute in ["on", "off"] if wish.recompute == "both" else [wish.recompute]:
         for length in wish.lengths:
-            peaks = {}
-            for side in SIDES:
+            peaks: list[Any] = []
+            for side in wish.sides:
                 key, cell = f"peak {side} {length} {recompute} {wish.malloc}", ["--peak", side, str(length), recompute]
-                peaks[side] = measured(file, key, cell, variables)
+                peaks.append(measured(file, key, cell, variables).get("peak_bytes"))
             times: dict[str, Any] = {}
             if wish.rounds:
-                rounds = str(wish.rounds)
-                times = measured(file, f"time {length} {recompute}", ["--time", str(length), recompute, rounds])
-            found: dict[str, Any] = {side: peaks[side].get("peak_bytes") for side in SIDES}
+                words = [*wish.sides, str(length), recompute]
+                times = measured(file, f"time {' '.join(words)}", ["--time", *words, str(wish.rounds)])
             rows.append(
                 {
                     "length": length,
                     "recompute": recompute == "on",
-                    **{f"{side}_peak": found[side] for side in SIDES},
-                    "peak_ratio": found["ours"] / found["trainer"] if all(found.values()) else None,
-                    **{name: times.get(name) for name in ("ours_seconds", "trainer_seconds", "times_as_fast")},
+                    "peaks": peaks,
+                    "peak_ratio": peaks[0] / peaks[1] if all(peaks) else None,
+                    **{name: times.get(name) for name in ("seconds", "times_as_fast")},
                 }
             )
     if wish.json:
-        print(json.dumps({"rows": rows, "environment": environment()}))
+        print(json.dumps({"rows": rows, "sides": wish.sides, "environment": environment()}))
     else:
-        print(table(rows), "\n\n" + ", ".join(f"{name} {value}" for name, value in environment().items()))
+        print(table(rows, wish.sides), "\n\n" + ", ".join(f"{name} {value}" for name, value in environment().items()))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,10 @@ def grid(
 
     plan = GridPlan(numbers(lengths, "lengths"), numbers(depths, "depths"), numbers(texts, "texts"), seed, new_tokens)
     hay = read_haystack(haystack, start)
-    if answerer.get("max_length"):
+    choice = AnswererChoice(**answerer)
+    if choice.max_length:
         raise ValueError("the prompts of the grid are as long as its lengths: leave max_length out")
-    choice = AnswererChoice(**{**answerer, "max_length": max(plan.lengths)})
+    choice = replace(choice, max_length=max(plan.lengths))
     if choice.endpoint:
         raise ValueError("the grid reads a text once for all questions, which an endpoint does not: use eval needle")
     who, facts = _answerer(choice)

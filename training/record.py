@@ -75,10 +75,18 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as a whole file or not at all."""
+    """Write a record as a whole file or not at all.
+
+    Raises:
+        OSError: it could not be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error}): make room and run the same command again") from error
     partial.replace(path)
 
 

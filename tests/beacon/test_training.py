@@ -302,7 +302,10 @@ def test_settings_that_cannot_be_are_refused_by_name(make, message):
 def test_nothing_to_learn_and_nothing_to_judge_are_refused(folder, files, tmp_path):
     with pytest.raises(ValueError, match=r"beacons\.learn \(o\) names nothing that these beacons have"):
         parts(folder, learn=("o",))
+    wish = recipe(folder, files, beacons__window=512, objective__last_window="beacons")
     with pytest.raises(ValueError, match=r"no row of data\.evaluate has targets after its first window of 512 tokens"):
+        train_beacons(wish, tmp_path)
+    with pytest.raises(ValueError, match="40 of 40 rows fill no more than a window of 512 tokens"):
         train_beacons(recipe(folder, files, beacons__window=512), tmp_path)
 
 

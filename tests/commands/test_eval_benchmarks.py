@@ -131,6 +131,9 @@ def test_a_context_that_the_model_has_not_is_refused(data: Path, tiny_folder: Pa
 
 
 def test_options_of_the_answerer_stand_beside_those_of_the_task() -> None:
+    words = ["--lengths", "4K", "--model", "somewhere", "--method", "tova"]
+    _, options = longscope.parse("eval grid", words)
+    assert [options[name] for name in ("lengths", "model", "method")] == words[1::2]
     function, options = longscope.parse(
         "eval longbench", ["--tasks", "trec", "--method", "snapkv", "--ratio=8", "--max-length", "4096"]
     )

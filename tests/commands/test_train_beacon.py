@@ -49,7 +49,7 @@ def test_a_recipe_is_trained_and_gone_on_with(config: Path, tmp_path: Path, caps
         (["--data.train", "[nowhere.jsonl]"], "there is no file nowhere.jsonl"),
         (["--beacons.param", "[q,x]"], "beacon_param must list some of q, k, v and o"),
         (["--beacons.start", "nowhere"], "nowhere"),
-        (["--beacons.window", "512"], "no row of data.evaluate has targets after its first window of 512 tokens"),
+        (["--beacons.window", "512"], "set data.min_length to 513, or objective.last_window to beacons"),
         (["--data.strict", "true", "--optimisation.batch_size", "9"], "no 9 of the 5 rows have the same length"),
     ],
 )
