@@ -7,36 +7,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import longscope
+
 ROOT = Path(__file__).parents[2]
 SERVER = runpy.run_path(str(ROOT / "tests" / "longllm" / "chat_server.py"))
 ChatServer, Fault = SERVER["ChatServer"], SERVER["Fault"]
-Door = Callable[..., subprocess.CompletedProcess[str]]
 TEXT = "\n\n".join(f"The ship number {n} sails to port {n} and comes back with {n} whales." for n in range(40))
 ANSWER = '```json\n[{"question": "How many whales?", "answer": "some"}]\n```'
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_folder: Path, door: Door) -> Path:
+def folder(tmp_path: Path, tiny_folder: Path) -> Path:
     """A folder of requests about a text."""
     (tmp_path / "book.txt").write_text(TEXT)
     chunk = ["--recipe.chunk", "60", "--tokenizer", str(tiny_folder)]
-    done = door("synth", "requests", tmp_path / "book.txt", "--out", tmp_path / "one", *chunk)
-    assert done.returncode == 0, done.stderr
+    words = ["synth", "requests", str(tmp_path / "book.txt"), "--out", str(tmp_path / "one"), *chunk]
+    assert longscope.main(words) == 0
     return tmp_path / "one"
 
 
-def record(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def test_from_a_text_to_training_rows_with_a_client_killed_on_the_way(folder: Path, capsys: Any) -> None:
+    def record(*words: str | Path) -> dict[str, Any]:
+        capsys.readouterr()
+        assert longscope.main(["synth", *map(str, words), "--json"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-
-def test_from_a_text_to_training_rows_with_a_client_killed_on_the_way(folder: Path, door: Door) -> None:
     count = len((folder / "requests.jsonl").read_text().splitlines())
     assert count > 10
 
@@ -54,20 +54,20 @@ def test_from_a_text_to_training_rows_with_a_client_killed_on_the_way(folder: Pa
         os.kill(client.pid, signal.SIGKILL)
         client.wait()
         kept = results.read_bytes().count(b"\n")
-        done = record(door("synth", "run", folder, *words, "--json"))
+        done = record("run", folder, *words)
         assert (done["requests"], done["before"], done["failed"]) == (count, kept, 0)
         assert sum(server.answered.values()) <= count + 2
     usage = [json.loads(line) for line in (folder / "usage.jsonl").read_text().splitlines()]
     assert len(usage) >= count
     assert usage[-1]["cost"] == pytest.approx((10 * 10 + 5 * 20) / 1e6)
-    made = record(door("synth", "assemble", folder, "--assembly.target", "300", "--json"))
+    made = record("assemble", folder, "--assembly.target", "300")
     assert (made["used"], made["dropped"], made["pairs"]) == (count, {}, count)
     rows = [json.loads(line) for line in Path(made["file"]).read_text().splitlines()]
     assert made["rows"] == len(rows) < count
     assert all(row["tokens"] <= 300 + 20 * len(row["conversations"]) for row in rows)
 
 
-def test_bad_command_lines_end_with_one_line(folder: Path, door: Door, tmp_path: Path, tiny_folder: Path) -> None:
+def test_bad_command_lines_end_with_one_line(folder: Path, tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:
     nothing = tmp_path / "nothing"
     for words, told in [
         (["run", folder, "--url", "localhost:1", "--model", "m"], "an endpoint is an http or https address"),
@@ -79,9 +79,11 @@ def test_bad_command_lines_end_with_one_line(folder: Path, door: Door, tmp_path:
         (["requests", tmp_path / "book.txt", "--out", nothing, "--tokenizer", tiny_folder, "--exclude", folder],
          "1 used by another stage"),
     ]:  # fmt: skip
-        done = door("synth", *words)
-        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        capsys.readouterr()
+        assert longscope.main(["synth", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert len(error.splitlines()) == 1
 
 
 def test_a_model_is_served_until_ctrl_c(tiny_folder: Path) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +21,23 @@ def full_disk(room: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def forked(function: Callable[..., int], *given: Any) -> int:
+    """Call a function in a process of its own, without importing everything anew; return the process's id.
+
+    Its exit code is what the function returns.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 1
+    try:
+        code = function(*given)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def run_pair(function: Callable[..., Any], *given: Any, **environment: str) -> list[Any]:
