@@ -94,7 +94,7 @@ def merge(
     size = values * chosen.itemsize + (tuning.folder / WEIGHTS).stat().st_size + _BESIDE
     target.parent.mkdir(parents=True, exist_ok=True)
     with room(target.parent, size, f"the merged model {target.name}", "write it to a folder on another disk"):
-        network = assemble(name, folder, tuning, context, chosen, torch.device("cpu"), "sdpa")
+        network = assemble(name, folder, tuning, context, chosen, torch.device("cpu"), "flashcore")
         stops = sorted(stop_ids(network, tokenizer))
         if not stops:
             raise ValueError(f"{name!r} names no end-of-answer token (eos_token_id): merged, it would never stop")

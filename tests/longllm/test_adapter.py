@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import longllm
 from longllm import shipped
 from longllm.context import Context
+from longllm.merge import merge
 
 THETA = 2e8
 EMBED = "base_model.model.model.embed_tokens"
@@ -130,8 +131,7 @@ def test_sharpened_attention_is_restored_merged_and_flashcores_alone(trained: Pa
     sharpened, plain = load(folder, attention="flashcore"), load(trained, attention="flashcore")
     assert (logits(sharpened) - logits(plain))[9:].abs().max() > 1e-3
     torch.testing.assert_close(logits(sharpened)[:8], logits(plain)[:8])
-    sharpened.model.save_pretrained(tmp_path / "merged")
-    sharpened.tokenizer.save_pretrained(tmp_path / "merged")
+    merge(folder, tmp_path / "merged")
     torch.testing.assert_close(logits(load(tmp_path / "merged", attention="flashcore")), logits(sharpened))
     assert "only flashcore does" in refusal(tmp_path / "merged")
 
