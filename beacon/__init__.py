@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from beacon.ledger import Ledger as Ledger
     from beacon.methods import METHODS as METHODS
     from beacon.methods import method as method
+    from beacon.methods.activation_beacon import use_beacons as use_beacons
     from beacon.plan import RowPlan as RowPlan
     from beacon.reading import CHUNK as CHUNK
     from beacon.reading import read as read
@@ -86,6 +87,7 @@ _HOME = {
     "steer": "steering",
     "steered_ratios": "steering",
     "train_beacons": "train",
+    "use_beacons": "methods.activation_beacon",
     "verify": "contract",
     "window_weights": "steering",
 }

@@ -24,6 +24,7 @@ def ask(
     slots: int = 0,
     budget: str = "",
     positions: PositionsName = "auto",
+    beacons: str = "",
     question_aware: bool = True,
     save_cache: str = "",
     cache: str = "",
@@ -57,6 +58,7 @@ def ask(
         budget: keep so many bytes in all, such as 64MB
         positions: original keeps every key at its place in the text; compact moves the kept keys together, so that any
             text stays within the trained positions; auto is compact for texts beyond the trained length
+        beacons: folder of trained beacons for method beacon; empty = those that come with the model
         question_aware: let the question choose what is kept (snapkv, pyramidkv, tova, spotlight); off, the text does
         save_cache: file to keep the compressed document in, for later questions; a reading that was interrupted goes on
         cache: such a file, instead of a document: only the question is read
@@ -73,6 +75,8 @@ def ask(
     decoding = Decoding(max_new_tokens, temperature, seed)
     wish = Wish(method, ratio, slots, budget, positions)
     checked(question, doc, cache, save_cache, wish)
+    if beacons and method != "beacon" and not cache:
+        raise ValueError(f"--beacons ({beacons}) are for --method beacon, got {method}")
     document = catalog.read_document(doc) if doc else None
     from longllm.adapter import find
 
@@ -83,6 +87,10 @@ def ask(
     begun = time.perf_counter()
     loaded = longllm.load(model, dtype=dtype, attention=attention)
     facts: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
+    if beacons:
+        from beacon import use_beacons
+
+        use_beacons(loaded.model, beacons)
     if document is None:
         source = ask_reading.from_file(loaded, cache, question)
     elif method == "retrieve":

@@ -47,6 +47,8 @@ class AnswererChoice:
     """keep so many bytes in all, such as 64MB"""
     positions: PositionsName = "auto"
     """places of the kept keys: original, or compact; auto is compact beyond the trained length"""
+    beacons: str = ""
+    """folder of trained beacons for method beacon; empty = those that come with the model"""
     rope: str = ""
     """stretch the positions without training: yarn:4, dynamic:4, linear:4, or theta:2500000 for another base"""
     max_length: int = 0
@@ -69,6 +71,8 @@ class AnswererChoice:
             raise ValueError("endpoint and endpoint_model go together: the server's address and its model's name")
         if self.endpoint and (self.method != "full" or limit is not None or self.rope):
             raise ValueError("an endpoint reads as its server does: leave method, ratio, slots, budget and rope out")
+        if self.beacons and self.method != "beacon":
+            raise ValueError(f"beacons ({self.beacons}) are for method beacon, got {self.method}")
         if self.tokenizer and not self.endpoint:
             raise ValueError("tokenizer is for an endpoint; a model on this machine brings its own")
 
@@ -87,8 +91,8 @@ class AnswererChoice:
     @property
     def settings(self) -> dict[str, Any]:
         """Return what distinguishes runs beside the answerer's name, for the first line of a results file."""
-        stretched = {"rope": self.rope} if self.rope else {}
-        return {"dtype": self.dtype, "max_length": self.max_length, **stretched}
+        more = {name: getattr(self, name) for name in ("rope", "beacons") if getattr(self, name)}
+        return {"dtype": self.dtype, "max_length": self.max_length, **more}
 
 
 def build(choice: AnswererChoice, reach: int = 0) -> Answerer:
@@ -122,6 +126,10 @@ def local(loaded: LoadedModel, choice: AnswererChoice) -> LocalAnswerer:
 
     if choice.method == "full":
         return LocalAnswerer(loaded, choice.max_length, label=choice.label)
+    if choice.beacons:
+        from beacon import use_beacons
+
+        use_beacons(loaded.model, choice.beacons)
     reading = CompressedReading(loaded, choice)
     return LocalAnswerer(loaded, choice.max_length, reading, reading.running, label=choice.label, memory=reading.memory)
 

@@ -69,7 +69,8 @@ def _answerer(choice: AnswererChoice) -> tuple[Any, dict[str, Any]]:
     who.name = f"{who.loaded.name}, {replace(choice, rope='').label}"
     config = who.loaded.model.config.get_text_config(decoder=True)
     dtype = str(who.loaded.dtype).removeprefix("torch.")
-    return who, {"rope_parameters": dict(config.rope_parameters), "dtype": dtype}
+    beacons = {"beacons": choice.beacons} if choice.beacons else {}
+    return who, {"rope_parameters": dict(config.rope_parameters), "dtype": dtype, **beacons}
 
 
 def compare(runs: list[str], *, out: str = "out/grids", title: str = "") -> Iterator[str | dict[str, Any]]:

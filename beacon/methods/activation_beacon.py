@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -107,7 +109,7 @@ class ActivationBeacon(Method):
         return "no trained beacons are known for this model: untrained ones lose most of what they replace"
 
     def chunk(self, most: int) -> int:
-        """Return whole windows, so that none is read in two pieces."""
+        """Return whole windows of the usual sizes, so that none is read in two pieces."""
         window = self.window or _WINDOW
         return max(window, most // window * window)
 
@@ -150,6 +152,22 @@ class ActivationBeacon(Method):
             f"a budget of {budget} leaves {slots:,} slots a layer: too few for the beacons of {expected:,} tokens and "
             f"one window of {max(window, _SMALLEST):,}: give more, or a smaller window"
         )
+
+
+def use_beacons(model: Any, folder: str | os.PathLike[str]) -> BeaconWeights:
+    """Let the method ``beacon`` use a folder of beacons with this model, not those it would find; return them.
+
+    Raises:
+        ValueError, OSError: as ``beacon.load_beacons``.
+    """
+    from beacon.checkpoint import load_beacons
+
+    place = Path(folder).expanduser()
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(f"there are no beacons in {place}: longscope train beacon writes OUT/beacons")
+    weights = load_beacons(place, model)
+    _WEIGHTS[model] = weights, True
+    return weights
 
 
 def _with(known: BeaconConfig, window: int, ratio: int, sink: int) -> BeaconConfig:

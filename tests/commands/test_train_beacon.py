@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+import beacon
 import longscope
 from longllm.synthesis import Cut, text_rows, write_texts
 from longllm.synthesis.offline_texts import Corpus, Text
@@ -41,6 +42,38 @@ def test_a_recipe_is_trained_and_gone_on_with(config: Path, tmp_path: Path, caps
     assert longscope.main([*words, "--base.recompute", "on", "--out", str(tmp_path / "again"), "--json"]) == 0
     recomputed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert recomputed["best"]["loss"] == pytest.approx(record["best"]["loss"], abs=1e-4)
+
+
+def test_trained_beacons_are_named_for_asking_and_evaluating(
+    config: Path, tiny_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert longscope.main(["train", "beacon", "--config", str(config), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "text.txt").write_text("The captain sails to the island at dawn. " * 30)
+    words = ["ask", "--doc", str(tmp_path / "text.txt"), "Who sails?", "--model", str(tiny_folder), "--dtype", "fp32"]
+    words += ["--max_new_tokens", "2", "--method", "beacon", "--ratio", "4", "--json"]
+    untrained = "no trained beacons are known"
+    assert longscope.main(words) == 0
+    assert untrained in caplog.text
+    caplog.clear()
+    beacons = ["--beacons", str(tmp_path / "out" / "beacons")]
+    assert longscope.main([*words, *beacons]) == 0
+    assert untrained not in caplog.text
+    capsys.readouterr()
+    grid = ["eval", "grid", "--model", str(tiny_folder), "--lengths", "600", "--depths", "50", "--texts", "1"]
+    grid += ["--haystack", str(tmp_path / "text.txt"), "--out", str(tmp_path / "grid"), "--new_tokens", "2"]
+    assert longscope.main([*grid, "--method", "beacon", "--ratio", "4", *beacons, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["beacons"] == beacons[1]
+    assert untrained not in caplog.text
+    for wrong, message in ((["--beacons", "nowhere"], "there are no beacons in nowhere"), (["--method", "tova"], "")):
+        assert longscope.main([*words, *beacons, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert longscope.main([*grid, *beacons, "--method", "tova"]) == 2
+    assert "are for method beacon, got tova" in capsys.readouterr().err
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert beacon.use_beacons(model, tmp_path / "out" / "beacons").rank == 2
+    assert beacon.method("beacon").warning(model) is None
 
 
 @pytest.mark.parametrize(

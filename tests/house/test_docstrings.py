@@ -22,6 +22,7 @@ NEEDS_MODEL: set[str] = {
     "longllm.synthesis.write_texts",
     *("beacon.CompressedCache", "beacon.SavedCache", "beacon.compressing", "beacon.load_cache", "beacon.read"),
     *("beacon.load_beacons", "beacon.losses", "beacon.save_beacons", "beacon.save_released", "beacon.train_beacons"),
+    "beacon.use_beacons",
     *(
         "beacon.train_beacons",
         "beacon.save_cache",
