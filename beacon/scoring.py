@@ -117,6 +117,9 @@ def row_losses(
         cache: a new one; its ratios are used.
         objective: what of the last window has beacons, and how much is learned from the model without beacons.
         chunk: rows of logits that exist at once.
+
+    Raises:
+        ValueError: distillation through a head with a bias.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     ends = objective.text_ends(model.training)
@@ -128,6 +131,8 @@ def row_losses(
                 for own, wanted in zip(states, targets, strict=True)
             ]
         )
+    if head.bias is not None:
+        raise ValueError("distillation needs a head without bias, which no supported architecture has")
     with torch.no_grad():
         taught = decoder.forward.plain(input_ids=ids, use_cache=False).last_hidden_state
     options: dict[str, Any] = {"share": objective.distil, "temperature": objective.temperature, "chunk": chunk}

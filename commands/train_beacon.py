@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beacon.recipe import Beacons, Objective, Texts
+from commands.trained import told
 from longllm.recipe import Base
 from training.settings import Keeping, Optimisation
 
@@ -55,17 +56,3 @@ def train_beacon(
     if leads:
         yield from told(facts, "beacons")
         yield facts
-
-
-def told(facts: dict[str, Any], result: str) -> Iterator[str]:
-    """Yield what a training run did, for people; ``result`` is the fact that names its folder."""
-    if facts["resumed"]:
-        yield f"went on from step {facts['resumed']:,}\n"
-    yield f"{facts['steps']:,} of {facts['planned']:,} steps"
-    yield f", loss {facts['loss']:.4f}" if facts["loss"] is not None else ""
-    yield f", held-out {facts['best']}\n" if facts["best"] else "\n"
-    if facts["stopped"] == "patience":
-        yield "stopped early: no better evaluation within keeping.patience\n"
-    elif not facts["finished"]:
-        yield "stopped before the end: give the same command again to go on\n"
-    yield f"{result}: {facts[result]}\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands.train_beacon import told
+from commands.trained import told
 from longllm.recipe import Base, Data, Extension
 from training.adapters import LoraSettings
 from training.settings import Keeping, Optimisation
