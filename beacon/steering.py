@@ -111,6 +111,14 @@ def steered_ratios(
 
     Raises:
         ValueError: no question, a scorer that does not score every window, or too few slots.
+
+    >>> class Letters:
+    ...     def decode(self, ids):
+    ...         return "".join(map(chr, ids))
+    >>> ids = list(b"the sea is wide and the captain is ill")[:36]
+    >>> count = lambda question, windows: [window.count("captain") for window in windows]
+    >>> steered_ratios(Letters(), ids, ["Who is ill?"], count, BeaconConfig(12, 12, ratio=(2, 6)), slots=10)
+    (6, 6, 2)
     """
     if not questions:
         raise ValueError("give at least one question (or sub-topic) to steer by")

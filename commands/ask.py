@@ -8,7 +8,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import beacon
 import catalog
+import longllm
 from commands.ask_plan import MethodName, PositionsName, Wish
 from longllm import Attention, Decoding, DType
 
@@ -51,14 +53,13 @@ def ask(
         question: what to ask
         doc: a file (.txt, .md, .html, .pdf) or a document of the catalog, such as sotu/1963 or moby-dick
         method: how the KV cache is compressed; auto is full where the document fits, else spotlight with a fixed number
-            of slots; beacon needs a model with trained beacons; retrieve only searches for spans that share words with
-            the question, and reads those
+            of slots; beacon needs trained beacons; retrieve reads only the spans that share words with the question
         ratio: keep one slot per so many tokens (one of ratio, slots and budget; 8 if none is given)
         slots: keep so many slots per layer
         budget: keep so many bytes in all, such as 64MB
-        positions: original keeps every key at its place in the text; compact moves the kept keys together, so that any
-            text stays within the trained positions; auto is compact for texts beyond the trained length
-        beacons: folder of trained beacons for method beacon; empty = those that come with the model
+        positions: original keeps keys at their places in the text; compact moves the kept ones together, within the
+            trained positions; auto is compact beyond the trained length
+        beacons: folder of trained beacons for method beacon, instead of those that come with the model
         question_aware: let the question choose what is kept (snapkv, pyramidkv, tova, spotlight); off, the text does
         save_cache: file to keep the compressed document in, for later questions; a reading that was interrupted goes on
         cache: such a file, instead of a document: only the question is read
@@ -71,26 +72,19 @@ def ask(
         temperature: 0 always takes the likeliest token; higher values draw more freely
         seed: seed of the draws when the temperature is above 0
     """
-    # Cheap checks first.
     decoding = Decoding(max_new_tokens, temperature, seed)
     wish = Wish(method, ratio, slots, budget, positions)
-    checked(question, doc, cache, save_cache, wish)
-    if beacons and method != "beacon" and not cache:
-        raise ValueError(f"--beacons ({beacons}) are for --method beacon, got {method}")
+    checked(question, doc, cache, save_cache, wish, beacons)
     document = catalog.read_document(doc) if doc else None
+    from commands import ask_reading
     from longllm.adapter import find
 
     find(model)
-    import longllm
-    from commands import ask_reading
-
     begun = time.perf_counter()
     loaded = longllm.load(model, dtype=dtype, attention=attention)
     facts: dict[str, Any] = {"load_seconds": time.perf_counter() - begun}
     if beacons:
-        from beacon import use_beacons
-
-        use_beacons(loaded.model, beacons)
+        beacon.use_beacons(loaded.model, beacons)
     if document is None:
         source = ask_reading.from_file(loaded, cache, question)
     elif method == "retrieve":
@@ -118,7 +112,7 @@ def closing(loaded: Any, source: Any, result: Any, ledger: bool) -> Generator[st
     return record
 
 
-def checked(question: str, doc: str, cache: str, save_cache: str, wish: Wish) -> None:
+def checked(question: str, doc: str, cache: str, save_cache: str, wish: Wish, beacons: str) -> None:
     """Refuse a command line that cannot be right; nobody should wait for a model to learn that.
 
     Raises:
@@ -130,6 +124,8 @@ def checked(question: str, doc: str, cache: str, save_cache: str, wish: Wish) ->
         raise ValueError("give either --doc (a document to read) or --cache (a file that --save-cache wrote)")
     if cache and (wish != Wish() or save_cache):
         raise ValueError("with --cache the file decides method, budget and positions: leave those options out")
+    if beacons and wish.method != "beacon" and not cache:
+        raise ValueError(f"--beacons ({beacons}) are for --method beacon, got {wish.method}")
     if save_cache and wish.method == "retrieve":
         raise ValueError("--method retrieve keeps no cache, so there is nothing for --save-cache to save")
     if cache and not Path(cache).expanduser().is_file():
