@@ -183,8 +183,6 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other, before anything is loaded."""
         base = self.base
-        if base.dtype == "fp16":
-            raise ValueError("base.dtype must be bf16 or fp32 in training, got fp16: its gradients overflow")
         if base.recompute == "offload" or base.recompute_every != 1:
             raise ValueError(
                 "beacons recompute whole windows: base.recompute must be off or on, and base.recompute_every 1; got "
@@ -192,5 +190,4 @@ class Recipe:
             )
         if base.nf4 and not self.beacons.start and not self.beacons.rank:
             raise ValueError("base.nf4 leaves no full projections to start from: set beacons.rank, or nf4 off")
-        if self.keeping.eval_every and not self.data.evaluate:
-            raise ValueError(f"keeping.eval_every ({self.keeping.eval_every}) needs data.evaluate: name a file")
+        self.keeping.check(self.data.evaluate)

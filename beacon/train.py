@@ -217,7 +217,7 @@ def evaluation(
     def evaluate(learner: Learner) -> dict[str, float]:
         model, figures = learner.model, {}
         place = next(learner.weights.parameters()).device
-        for ratio in ratios or config.ratio:
+        for ratio in ratios or config.valid_ratios:
             fixed = dataclasses.replace(config, ratio=(ratio,))
             total = sum(
                 float(row_losses(model, ids.to(place), targets.to(place), BeaconCache(model, fixed), rule, chunk).sum())

@@ -248,7 +248,7 @@ def main() -> None:
             times: dict[str, Any] = {}
             if wish.rounds:
                 words = [*wish.sides, str(length), recompute]
-                times = measured(file, f"time {' '.join(words)}", ["--time", *words, str(wish.rounds)])
+                times = measured(file, f"time {' '.join(words)} x{wish.rounds}", ["--time", *words, str(wish.rounds)])
             rows.append(
                 {
                     "length": length,

@@ -52,8 +52,7 @@ def grid(
     if choice.endpoint:
         raise ValueError("the grid reads a text once for all questions, which an endpoint does not: use eval needle")
     who, facts = _answerer(choice)
-    how = "" if choice.method == "full" else replace(choice, rope="").label
-    name = label or " ".join(filter(None, (choice.model.rstrip("/").rpartition("/")[2], choice.rope, how)))
+    name = label or who.name
     asked = sum(plan.texts_of(length) for length in plan.lengths)
     yield f"{name}: {asked} texts of {lengths} tokens, {len(plan.depths) + 1} questions each\n"
     summary = run_grid(who, plan, hay, out, label=name, settings=facts, progress=True)
@@ -64,9 +63,8 @@ def grid(
 
 
 def _answerer(choice: AnswererChoice) -> tuple[Any, dict[str, Any]]:
-    """Return who answers, and what identifies the model in the settings of a run: its RoPE rather than the words."""
+    """Return who answers, and what identifies the model in the settings of a run."""
     who: Any = build(choice)
-    who.name = f"{who.loaded.name}, {replace(choice, rope='').label}"
     config = who.loaded.model.config.get_text_config(decoder=True)
     dtype = str(who.loaded.dtype).removeprefix("torch.")
     beacons = {"beacons": choice.beacons} if choice.beacons else {}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from beacon.recipe import Beacons, Objective, Texts
-from commands.trained import told
+from commands.trained import trained
 from longllm.recipe import Base
 from training.settings import Keeping, Optimisation
 
@@ -48,11 +47,5 @@ def train_beacon(
     from beacon.train import train_beacons
 
     recipe = Recipe(base, beacons, data, objective, optimisation, keeping)
-    # Of several processes the first alone speaks.
-    leads = os.environ.get("RANK", "0") == "0"
-    if leads:
-        yield f"training beacons for {base.model} in {folder} …\n"
-    facts = train_beacons(recipe, folder, progress=True)
-    if leads:
-        yield from told(facts, "beacons")
-        yield facts
+    what = f"beacons for {base.model} in {folder}"
+    yield from trained(what, lambda: train_beacons(recipe, folder, progress=True), "beacons")

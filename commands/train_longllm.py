@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands.trained import told
+from commands.trained import trained
 from longllm.recipe import Base, Data, Extension
 from training.adapters import LoraSettings
 from training.settings import Keeping, Optimisation
@@ -47,11 +46,4 @@ def train_longllm(
     from longllm.train import Recipe, extend_context
 
     recipe = Recipe(base, extension, data, lora, optimisation, keeping)
-    # Of several processes the first alone speaks.
-    leads = os.environ.get("RANK", "0") == "0"
-    if leads:
-        yield f"training {base.model} in {folder} …\n"
-    facts = extend_context(recipe, folder, progress=True)
-    if leads:
-        yield from told(facts, "adapter")
-        yield facts
+    yield from trained(f"{base.model} in {folder}", lambda: extend_context(recipe, folder, progress=True), "adapter")

@@ -42,6 +42,8 @@ class Base:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
+        if self.dtype == "fp16":
+            raise ValueError("base.dtype must be bf16 or fp32 in training, got fp16: its gradients overflow")
         if not self.model:
             raise ValueError("model must name a model of the catalog or a folder, got nothing")
         for name in ("recompute_every", "head_chunk"):

@@ -65,8 +65,6 @@ class Recipe:
                 f"lora.rank 0 lets every weight learn, for which base.dtype must be fp32, got {base.dtype}: small "
                 "updates would be rounded away"
             )
-        if base.dtype == "fp16":
-            raise ValueError("base.dtype must be bf16 or fp32 in training, got fp16: its gradients overflow")
         if self.data.pack and self.optimisation.batch_size > 1:
             raise ValueError(
                 f"optimisation.batch_size must be 1 with data.pack, got {self.optimisation.batch_size}: a packed row "
@@ -76,8 +74,7 @@ class Recipe:
             raise ValueError(
                 "data.pack and extension.log_origin exclude each other: the keys of all packed rows would be counted"
             )
-        if self.keeping.eval_every and not self.data.evaluate:
-            raise ValueError(f"keeping.eval_every ({self.keeping.eval_every}) needs data.evaluate: name a file")
+        self.keeping.check(self.data.evaluate)
 
 
 def extend_context(recipe: Recipe, out: Path, *, progress: bool = False) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 #: steps' worth of rows within which rows are sorted by length when they are grouped
 _POOL = 50
@@ -43,6 +44,8 @@ class Order:
             raise ValueError("there are no rows to train on")
         if self.lengths is not None and len(self.lengths) != self.rows:
             raise ValueError(f"lengths must be those of {self.rows} rows, got {len(self.lengths)}")
+        if self.strict and self.lengths is None:
+            raise ValueError("strict steps need the lengths of the rows")
         if self.strict and not self.steps_per_epoch:
             raise ValueError(
                 f"no {self.per_step} of the {self.rows} rows have the same length: make a step smaller, or strict off"
@@ -53,7 +56,7 @@ class Order:
         """Rows that one step takes over all processes."""
         return self.batch_size * self.accumulation * self.processes
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps in which every row comes once (strict: every row that fills a step with others)."""
         if self.strict:
@@ -84,13 +87,15 @@ class Order:
         if lengths is None:
             return order
         if self.strict:
-            alike = [[row for row in order if lengths[row] == length] for length in sorted(set(lengths), reverse=True)]
+            alike: dict[int, list[int]] = defaultdict(list)
+            for row in order:
+                alike[lengths[row]].append(row)
             groups = [
                 rows[at : at + self.per_step]
-                for rows in alike
+                for rows in alike.values()
                 for at in range(0, len(rows) - self.per_step + 1, self.per_step)
             ]
-            return self._shuffled(groups, [], draws)
+            return _shuffled(groups, [], lengths, draws)
         pool = self.per_step * _POOL
         groups = []
         for at in range(0, self.rows, pool):
@@ -98,12 +103,14 @@ class Order:
             groups += [near[start : start + self.per_step] for start in range(0, len(near), self.per_step)]
         # A short group can only be the last: every other step of the epoch must be full.
         tail = [groups.pop()] if len(groups[-1]) < self.per_step else []
-        return self._shuffled(groups, tail, draws)
+        return _shuffled(groups, tail, lengths, draws)
 
-    def _shuffled(self, groups: list[list[int]], tail: list[list[int]], draws: random.Random) -> list[int]:
-        """Return the rows of groups in a random order, but the longest first and the tail last."""
-        lengths = self.lengths or ()
-        longest = max(range(len(groups)), key=lambda group: lengths[groups[group][0]], default=None)
-        first = [groups.pop(longest)] if longest is not None else []
-        draws.shuffle(groups)
-        return [row for group in first + groups + tail for row in group]
+
+def _shuffled(
+    groups: list[list[int]], tail: list[list[int]], lengths: Sequence[int], draws: random.Random
+) -> list[int]:
+    """Return the rows of groups in a random order, but the longest first and the tail last."""
+    longest = max(range(len(groups)), key=lambda group: lengths[groups[group][0]], default=None)
+    first = [groups.pop(longest)] if longest is not None else []
+    draws.shuffle(groups)
+    return [row for group in first + groups + tail for row in group]

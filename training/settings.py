@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +118,15 @@ class Keeping:
             raise ValueError(f"patience ({self.patience}) needs evaluations on the way: set eval_every")
         if self.resume not in ("auto", "never"):
             raise ValueError(f"resume must be auto or never, got {self.resume!r}")
+
+    def check(self, evaluate: Sequence[str]) -> None:
+        """Compare with the files that are evaluated on.
+
+        Raises:
+            ValueError: evaluations on the way without a file for them.
+        """
+        if self.eval_every and not evaluate:
+            raise ValueError(f"keeping.eval_every ({self.eval_every}) needs data.evaluate: name a file")
 
     def better(self, new: float, old: float | None) -> bool:
         """Say whether a figure beats the best one so far; what is no number never does."""

@@ -65,8 +65,33 @@ def test_rows_of_like_length_share_a_step_and_the_longest_come_first() -> None:
     assert firsts != sorted(firsts) != firsts[::-1], "beyond the first, steps come in random order"
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(4, 60), half=st.integers(1, 2), processes=st.integers(1, 3), kinds=st.integers(1, 4))
+def test_strict_steps_hold_rows_of_one_length_and_leave_out_what_fills_none(
+    rows: int, half: int, processes: int, kinds: int
+) -> None:
+    lengths = [row * row % kinds + 1 for row in range(rows)]
+    per_step = half * processes
+    full = sum(count // per_step for count in Counter(lengths).values())
+    if not full:
+        with pytest.raises(ValueError, match="have the same length: make a step smaller, or strict off"):
+            Order(rows, half, 1, 0, processes, lengths, strict=True)
+        return
+    order = Order(rows, half, 1, 0, processes, lengths, strict=True)
+    assert order.steps_per_epoch == full
+    for step in range(2 * full):
+        own = [row for process in range(processes) for part in order.step(step, process) for row in part]
+        assert len(own) == per_step
+        assert len({lengths[row] for row in own}) == 1
+    assert len(set(epoch(order))) == full * per_step
+    used = {lengths[row] for row in epoch(order)}
+    assert lengths[order.step(0)[0][0]] == max(used)
+
+
 def test_no_rows_and_foreign_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="there are no rows to train on"):
         Order(0)
     with pytest.raises(ValueError, match="lengths must be those of 3 rows, got 2"):
         Order(3, lengths=[1, 2])
+    with pytest.raises(ValueError, match="strict steps need the lengths"):
+        Order(rows=2, strict=True)
